@@ -1,0 +1,108 @@
+"""The columns of the store, as features of a LeRobot v3 dataset.
+
+    observation.images.<camera>  image or video (h, w, 3)   what was seen before the action
+    observation.state            float32 (S,)
+    action                       float32 (A,)   the action that was executed
+    proposed_action              float32 (A,)   what the policy had proposed; else the same as `action`
+    has_proposal                 bool           whether `proposed_action` is a proposal
+    next.reward                  float32        -1 a step, 0 at a success
+    next.done                    bool           terminated: nothing may bootstrap across
+    next.truncated               bool           time ran out, or recording stopped
+    next.success                 bool
+    intervention                 bool           a human executed this step (LeRobot's own label)
+    source                       int64          `aloe.types.Source`
+    policy_version               int64          `aloe.types.NO_POLICY` for demonstrations
+    episode_seed                 int64          seed that the world was reset with, the same at every step
+
+LeRobot adds `timestamp`, `frame_index`, `episode_index`, `index` and `task_index`.
+
+Why `has_proposal` and not a NaN: LeRobot writes statistics of every column to `stats.json` and merges them
+episode by episode. A single NaN would spoil the column's statistics for good, and NaN is no JSON. On reading,
+the NaN is put back.
+
+Why the names: LeRobot takes every column that begins with `action` or `observation` for an input or output of
+the policy (`dataset_to_policy_features`), and every image for a picture that the policy sees. Nothing else may
+be called so.
+"""
+
+from typing import Any, Final
+
+IMAGES: Final = "observation.images."
+STATE: Final = "observation.state"
+ACTION: Final = "action"
+PROPOSED_ACTION: Final = "proposed_action"
+
+SCALARS: Final = {
+    "has_proposal": "bool",
+    "next.reward": "float32",
+    "next.done": "bool",
+    "next.truncated": "bool",
+    "next.success": "bool",
+    "intervention": "bool",
+    "source": "int64",
+    "policy_version": "int64",
+    "episode_seed": "int64",
+}
+"""Column -> dtype of what is one number a step."""
+
+
+def features(
+    cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int, video: bool
+) -> dict[str, dict[str, Any]]:
+    """The columns as LeRobot's `features`, without those that LeRobot adds itself.
+
+    cameras: name -> (h, w) in pixels.  video: pictures as mp4 (smaller, lossy) instead of PNG (lossless).
+    Raises ValueError for a camera that LeRobot could not name or that has no pixels.
+    """
+    if not cameras or state_dim < 1 or action_dim < 1:
+        raise ValueError(
+            f"needs a camera, a state and an action; got {cameras=}, {state_dim=}, {action_dim=}"
+        )
+    for camera, (h, w) in cameras.items():
+        if not camera or "/" in camera or h < 1 or w < 1:
+            raise ValueError(
+                f"camera {camera!r} of {h} x {w} pixels: a name without '/' and a size are needed"
+            )
+    pictures = {
+        IMAGES + camera: {
+            "dtype": "video" if video else "image",
+            "shape": (h, w, 3),
+            "names": ["height", "width", "channels"],
+        }
+        for camera, (h, w) in cameras.items()
+    }
+    vectors = {STATE: state_dim, ACTION: action_dim, PROPOSED_ACTION: action_dim}
+    return (
+        pictures
+        | {key: {"dtype": "float32", "shape": (dim,), "names": None} for key, dim in vectors.items()}
+        | {key: {"dtype": dtype, "shape": (1,), "names": None} for key, dtype in SCALARS.items()}
+    )
+
+
+def cameras_of(dataset_features: dict[str, dict[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Camera name -> (h, w), in the order of the columns."""
+    return {
+        key.removeprefix(IMAGES): (feature["shape"][0], feature["shape"][1])
+        for key, feature in dataset_features.items()
+        if key.startswith(IMAGES) and feature["dtype"] in ("image", "video")
+    }
+
+
+def check_features(dataset_features: dict[str, dict[str, Any]]) -> None:
+    """Raise ValueError unless a dataset's features are those of a store; names the column and the remedy."""
+    remedy = "make a store with ExperienceStore.create() and append the episodes of this dataset to it"
+    cameras = cameras_of(dataset_features)
+    if not cameras:
+        raise ValueError(f"the dataset has no camera: no image or video column {IMAGES}<camera>; {remedy}")
+    for key in (STATE, ACTION, PROPOSED_ACTION, *SCALARS):
+        if key not in dataset_features:
+            raise ValueError(f"the dataset has no column {key!r}, which ALOE needs; {remedy}")
+    video = any(dataset_features[IMAGES + camera]["dtype"] == "video" for camera in cameras)
+    (state_dim, *_), (action_dim, *_) = dataset_features[STATE]["shape"], dataset_features[ACTION]["shape"]
+    for key, wanted in features(cameras, state_dim, action_dim, video).items():
+        found = dataset_features[key]
+        if (found["dtype"], tuple(found["shape"])) != (wanted["dtype"], wanted["shape"]):
+            raise ValueError(
+                f"the dataset's column {key!r} is {found['dtype']} {tuple(found['shape'])}, "
+                f"ALOE needs {wanted['dtype']} {wanted['shape']}; {remedy}"
+            )

@@ -1,0 +1,164 @@
+"""policy x world x human -> episode, and the seeds that episodes are made from."""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from numpy import ndarray
+
+from aloe.rollout.human import Human, noisy
+from aloe.types import Episode, Source
+from aloe.worlds.metaworld import ACTION_DIM, MetaWorld
+
+Stage = Literal["demonstrate", "collect", "evaluate"]
+
+AskPolicy = Callable[[int, dict[str, UInt8[ndarray, "h w 3"]], Float32[ndarray, "S"]], Float32[ndarray, "H A"]]
+"""(decision number, pictures by camera, state) -> the actions that the policy proposes from here."""
+
+_STAGES: Final[dict[str, int]] = {"demonstrate": 0, "collect": 1, "evaluate": 2}
+_MAX_EPISODES: Final = 2**16
+_MAX_ROUNDS: Final = 2**14
+
+# What an episode's seed is used for besides the world's reset: each use has a stream of chance of its own.
+_NOISE_STREAM: Final = 1
+_HAND_STREAM: Final = 2
+
+
+def episode_seeds(run_seed: int, stage: Stage, n: int, *, round_index: int = 0) -> list[int]:
+    """The first `n` episode seeds of a stage, each below 2**32.
+
+    Within one `run_seed` no seed occurs twice: not within a stage, not between stages, not between rounds. Asking for
+    more seeds extends the list. Evaluations of all versions of a policy use one round, so that they meet the same
+    scenes.
+
+    The two highest bits name the stage. The lower 30 number (round, episode), shuffled by an affine map modulo 2**30
+    whose odd factor makes it one to one; factor and offset come from `np.random.SeedSequence`.
+    """
+    if not (0 <= n <= _MAX_EPISODES and 0 <= round_index < _MAX_ROUNDS):
+        raise ValueError(f"there are seeds for {_MAX_EPISODES} episodes in each of {_MAX_ROUNDS} rounds")
+    if run_seed < 0:
+        raise ValueError(f"the seed of a run must not be negative, but it is {run_seed}")
+    number = _STAGES[stage]
+    factor, offset = np.random.SeedSequence(run_seed, spawn_key=(number,)).generate_state(2).tolist()
+    first = round_index * _MAX_EPISODES
+    return [number << 30 | (offset + (factor | 1) * (first + i)) % 2**30 for i in range(n)]
+
+
+def decision_noise(seed: int, decision: int, shape: tuple[int, int]) -> Float32[ndarray, "H A"]:
+    """The flow noise of one decision: a function of the episode's seed and the decision's number alone."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_NOISE_STREAM, decision)))
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def play_episode(
+    world: MetaWorld,
+    *,
+    seed: int,
+    ask: AskPolicy | None,
+    execute: int,
+    human: Human | None,
+    record: bool,
+    policy_version: int,
+    demo_noise: float = 0.0,
+) -> Episode:
+    """Plays one episode to its end.
+
+    Without `ask` the world's scripted expert demonstrates. Otherwise the policy is asked for a chunk, `execute` of its
+    actions are played, and so on, until success, time-out or the human's cut. The cut ends the policy's fragment as a
+    failure; the human then has a full time of its own. Pictures are rendered where the policy looks, and with
+    `record` at every step.
+    """
+    tape = _Tape(world.config.instruction, seed)
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_HAND_STREAM,)))
+    if human is not None:
+        human.reset(rng)
+    source = Source.DEMO if ask is None else Source.POLICY
+    nothing = np.full(ACTION_DIM, np.nan, np.float32)
+    chunk: deque[Float32[ndarray, "A"]] = deque()
+    decisions = 0
+    observation, _ = world.reset(seed=seed)
+    while True:
+        state, proposed = observation["observation.state"], nothing
+        must_ask = ask is not None and source is Source.POLICY and not chunk
+        pictures = _pictures(world) if record or must_ask else {}
+        if must_ask:
+            chunk.extend(ask(decisions, pictures, state)[:execute])
+            decisions += 1
+        if source is Source.POLICY:
+            proposed = chunk.popleft()
+            action = np.clip(proposed, -1.0, 1.0)
+        elif human is not None:
+            action = human.act(world)
+        else:
+            action = noisy(world.expert_action(), demo_noise, rng)
+        observation, reward, success, timeout, _ = world.step(action)
+        # Asked even when time has just run out: whoever comes then has seen a failure, not a recording that stops.
+        cut = (
+            source is Source.POLICY
+            and human is not None
+            and not success
+            and human.wants_control(tape.steps + 1, world)
+        )
+        tape.add(
+            state=state,
+            action=action,
+            proposed_action=proposed,
+            source=int(source),
+            policy_version=policy_version,
+            reward=reward,
+            terminated=success or cut,
+            truncated=timeout and not cut,
+            success=success,
+        )
+        if record:
+            tape.film(pictures)
+        if cut:
+            source = Source.HUMAN
+            world.restart_clock()
+        elif success or timeout:
+            return tape.episode()
+
+
+def _pictures(world: MetaWorld) -> dict[str, UInt8[ndarray, "h w 3"]]:
+    return {key.removeprefix("observation.images."): picture for key, picture in world.pictures().items()}
+
+
+class _Tape:
+    """Collects the columns of an `Episode` step by step."""
+
+    DTYPES: Final = {
+        "state": np.float32,
+        "action": np.float32,
+        "proposed_action": np.float32,
+        "source": np.int64,
+        "policy_version": np.int64,
+        "reward": np.float32,
+        "terminated": np.bool_,
+        "truncated": np.bool_,
+        "success": np.bool_,
+    }
+
+    def __init__(self, task: str, seed: int) -> None:
+        self._task = task
+        self._seed = seed
+        self._columns: dict[str, list[object]] = {name: [] for name in self.DTYPES}
+        self._images: dict[str, list[ndarray]] = {}
+
+    @property
+    def steps(self) -> int:
+        return len(self._columns["action"])
+
+    def add(self, **values: object) -> None:
+        for name, column in self._columns.items():
+            column.append(values[name])
+
+    def film(self, pictures: dict[str, ndarray]) -> None:
+        for camera, picture in pictures.items():
+            self._images.setdefault(camera, []).append(picture)
+
+    def episode(self) -> Episode:
+        columns = {name: np.array(self._columns[name], dtype) for name, dtype in self.DTYPES.items()}
+        images = {camera: np.stack(pictures) for camera, pictures in self._images.items()}
+        return Episode(task=self._task, seed=self._seed, images=images, **columns)

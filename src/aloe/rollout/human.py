@@ -1,0 +1,121 @@
+"""Who takes over from the policy, and when.
+
+A `Human` watches every step that the policy plays. When it wants control, the policy's fragment is cut there and
+labelled a failure, and the human drives from that very state to the end of the episode: to success, or until a time
+of its own, as long as the policy's, has run out.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32
+from numpy import ndarray
+
+
+@runtime_checkable
+class Teachable(Protocol):
+    """What a scripted human needs of a world."""
+
+    def progress(self) -> float: ...
+
+    def expert_action(self) -> Float32[ndarray, "A"]: ...
+
+
+@runtime_checkable
+class Human(Protocol):
+    """Decides when to take over, and then acts."""
+
+    def reset(self, rng: np.random.Generator) -> None:
+        """Begins an episode; all of the human's chance is drawn from `rng`."""
+        ...
+
+    def wants_control(self, step: int, world: Teachable) -> bool:
+        """Whether to take over now. Asked once after each step that the policy played, `step` counting those."""
+        ...
+
+    def act(self, world: Teachable) -> Float32[ndarray, "A"]:
+        """The human's action in the world's present state."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanConfig:
+    """The scripted human: what makes it step in, and how well it does so.
+
+    Patience and delay count environment steps; halve them when an environment step becomes twice as long.
+    """
+
+    patience_steps: int | None = 40
+    """Steps in here without progress are an occasion to take over; None: a standstill never is. Meta-World's own
+    experts stand still for up to 54 steps of 25 ms (peg-insert-side: 30), because not every phase is rewarded."""
+    min_progress: float = 0.1
+    """Rise of `world.progress()` (0 to 10) over the best so far that counts as progress."""
+    time_fraction: float | None = 0.75
+    """Share of the policy's time after which there is an occasion to take over, once; None: never for being late.
+    At 1 the human comes when the time is out, and the policy's last step is a failure instead of a time-out."""
+    reaction_delay_steps: int = 2
+    """Steps that the policy still plays between the occasion and the take-over."""
+    miss_probability: float = 0.0
+    """Chance not to notice, drawn at each occasion. A missed standstill is an occasion again after as long a wait."""
+    action_noise: float = 0.0
+    """Standard deviation of the Gaussian noise on each of the human's actions, in the world's units (-1 to 1)."""
+
+    def __post_init__(self) -> None:
+        if self.patience_steps is not None and self.patience_steps < 1:
+            raise ValueError("patience_steps must be at least 1, or None for a human who never minds a standstill")
+        if self.time_fraction is not None and not 0.0 < self.time_fraction <= 1.0:
+            raise ValueError("time_fraction must lie in (0, 1], or be None for a human who never minds the time")
+        if not 0.0 <= self.miss_probability <= 1.0:
+            raise ValueError(f"miss_probability must lie in [0, 1], not {self.miss_probability}")
+        if self.min_progress <= 0.0:
+            raise ValueError("min_progress must be positive: otherwise standing still would count as progress")
+        if self.reaction_delay_steps < 0 or self.action_noise < 0.0:
+            raise ValueError("reaction_delay_steps and action_noise must not be negative")
+
+
+class ScriptedHuman:
+    """A `Human` made of the world's scripted expert and of its measure of progress."""
+
+    def __init__(self, config: HumanConfig, *, max_steps: int) -> None:
+        self.config = config
+        self.max_steps = max_steps
+
+    def reset(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._best_progress = 0.0
+        self._waiting_since = 0
+        self._was_late = False
+        self._comes_at: int | None = None
+
+    def wants_control(self, step: int, world: Teachable) -> bool:
+        if self._comes_at is None and self._occasion(step, world.progress()):
+            noticed = self._rng.random() >= self.config.miss_probability
+            if noticed:
+                self._comes_at = step + self.config.reaction_delay_steps
+        return self._comes_at is not None and step >= self._comes_at
+
+    def act(self, world: Teachable) -> Float32[ndarray, "A"]:
+        return noisy(world.expert_action(), self.config.action_noise, self._rng)
+
+    def _occasion(self, step: int, progress: float) -> bool:
+        config = self.config
+        if progress >= self._best_progress + config.min_progress:
+            self._best_progress, self._waiting_since = progress, step
+        stuck = config.patience_steps is not None and step - self._waiting_since >= config.patience_steps
+        if stuck:
+            self._waiting_since = step
+        late = (
+            config.time_fraction is not None
+            and not self._was_late
+            and step >= config.time_fraction * self.max_steps
+        )
+        self._was_late = self._was_late or late
+        return stuck or late
+
+
+def noisy(action: Float32[ndarray, "A"], std: float, rng: np.random.Generator) -> Float32[ndarray, "A"]:
+    """The action with Gaussian noise, still within [-1, 1]."""
+    if std == 0.0:
+        return action
+    return np.clip(action + std * rng.standard_normal(action.shape), -1.0, 1.0).astype(np.float32)

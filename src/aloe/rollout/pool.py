@@ -1,0 +1,333 @@
+"""Episodes from several worlds at once, each in a process of its own, with one policy that serves them all.
+
+The same seeds give bit-equal episodes, whatever the timing. Three rules see to that:
+- A request is played by worker `index % workers`, always.
+- The policy is always called with one row for each worker, and a worker's observation always stands in its own row;
+  rows that nobody waits for are zero. So the shapes of its matrix products never change, and a row's result must
+  only not depend on what the other rows hold.
+- The flow noise is a function of the episode's seed and the decision's number.
+Another number of workers changes the shape of the batch and with it the last bits of a policy's output: it is part of
+what must stay the same for a bit-equal repetition. Demonstrations do not depend on it.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from socket import socketpair
+from types import TracebackType
+from typing import IO, Any, Final, Protocol, Self
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from numpy import ndarray
+from tqdm import tqdm
+
+from aloe.rollout.collect import decision_noise
+from aloe.rollout.human import HumanConfig
+from aloe.rollout.wire import Message, receive, send, unpack
+from aloe.types import NO_POLICY, Episode
+from aloe.worlds.metaworld import STATE_DIM, MetaWorldConfig
+
+_PACKAGES: Final = Path(__file__).resolve().parents[2]
+"""Where `aloe` was imported from: the workers must import the same one."""
+_THREADS: Final = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+_PATIENCE_SECONDS: Final = 2.0
+"""How long a worker may take to close its world before it is killed."""
+
+
+class ChunkPolicy(Protocol):
+    """A policy as the pool sees it: W rows of observations in, W chunks of actions out."""
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        """(H, A)."""
+        ...
+
+    def __call__(
+        self,
+        images: dict[str, UInt8[ndarray, "W h w 3"]],
+        state: Float32[ndarray, "W S"],
+        tasks: list[str],
+        noise: Float32[ndarray, "W H A"],
+    ) -> Float32[ndarray, "W H A"]:
+        """Actions in the world's units, by camera name, state and instruction.
+
+        A row must depend on that row of the arguments alone, and all chance must come from `noise`.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeRequest:
+    """One episode to be played."""
+
+    index: int
+    """Its number within the stage. It decides which worker plays it, so it must survive a restart of the stage."""
+    seed: int
+    """Seed of the world's reset and of everything else that is chance in this episode."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed; the message carries its own account of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    log: IO[bytes]
+    """What the process wrote to stdout and stderr."""
+
+
+class WorldPool:
+    """Worker processes that play whole episodes in copies of one world.
+
+        with WorldPool(MetaWorldConfig(), workers=2) as pool:
+            for episode in pool.play(requests, policy, execute=8, policy_version=0):
+                ...
+
+    An exception or Ctrl-C inside the block closes the workers. To stop reading early is fine, too: the episodes that
+    were being played are dropped, and the pool can be asked again.
+    """
+
+    def __init__(self, world: MetaWorldConfig, workers: int) -> None:
+        if workers < 1:
+            raise ValueError(f"a pool needs at least one worker, not {workers}")
+        self.world = world
+        self.workers = workers
+        self._slots: list[_Worker] = []
+        self._unsettled: set[int] = set()
+        """Slots that still play an episode that nobody wants any more."""
+        self._is_playing = False
+
+    def __enter__(self) -> Self:
+        try:
+            for _ in range(self.workers):
+                self._slots.append(_start())
+            for slot in range(self.workers):
+                self._send(slot, "world", asdict(self.world))
+            for slot in range(self.workers):
+                self._receive(slot)
+        except BaseException:  # Ctrl-C during the start included: no process may stay behind
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the workers. They notice that the line is dead and close their worlds; if they don't, they are killed."""
+        slots, self._slots = self._slots, []
+        for worker in slots:
+            worker.connection.close()
+        for worker in slots:
+            try:
+                worker.process.wait(_PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            worker.log.close()
+
+    def play(
+        self,
+        requests: Sequence[EpisodeRequest],
+        policy: ChunkPolicy | None,
+        *,
+        execute: int = 1,
+        human: HumanConfig | None = None,
+        record: bool = True,
+        policy_version: int = NO_POLICY,
+        demo_noise: float = 0.0,
+        progress: str | None = None,
+    ) -> Iterator[Episode]:
+        """Plays the requests; yields their episodes in the requests' order, each as soon as that allows.
+
+        Args:
+            requests: what to play; no index twice.
+            policy: who plays; None: the world's scripted expert demonstrates.
+            execute: actions of each chunk that are executed before the policy is asked again.
+            human: who watches and takes over; None: nobody.
+            record: whether to keep a picture of every step. Without it `Episode.images` is empty, and pictures are
+                rendered only where the policy looks, which is much faster.
+            policy_version: what is written down as the version of the policy that plays.
+            demo_noise: standard deviation of the noise on the demonstrator's executed (and recorded) actions.
+            progress: label of a progress bar; None: no bar.
+
+        Raises:
+            WorkerError: a worker died or raised.
+            ValueError: the arguments do not fit together, or the policy returned no usable actions.
+        """
+        if not self._slots:
+            raise RuntimeError("the pool is not running: use it as `with WorldPool(...) as pool`")
+        if self._is_playing:
+            raise RuntimeError("the pool still plays: read or close the previous iterator first")
+        if len({request.index for request in requests}) < len(requests):
+            raise ValueError("every request needs an index of its own")
+        if policy is None and (human is not None or policy_version != NO_POLICY):
+            raise ValueError("a demonstration has no policy: leave human and policy_version at their defaults")
+        if policy is not None:
+            if policy_version < 0:
+                raise ValueError("policy_version must say, by a number from 0, which policy is playing")
+            if demo_noise != 0.0:
+                raise ValueError("demo_noise is for demonstrations; a human's noise is HumanConfig.action_noise")
+            if not 1 <= execute <= policy.chunk_shape[0]:
+                raise ValueError(f"execute must lie in 1..{policy.chunk_shape[0]} (the chunk), not {execute}")
+        order = {
+            "has_policy": policy is not None,
+            "execute": execute,
+            "human": human and asdict(human),
+            "record": record,
+            "policy_version": policy_version,
+            "demo_noise": demo_noise,
+        }
+        return self._play(requests, policy, order, progress)
+
+    def _play(
+        self,
+        requests: Sequence[EpisodeRequest],
+        policy: ChunkPolicy | None,
+        order: dict[str, Any],
+        progress: str | None,
+    ) -> Iterator[Episode]:
+        self._settle()
+        self._is_playing = True
+        queues: list[deque[EpisodeRequest]] = [deque() for _ in range(self.workers)]
+        for request in requests:
+            queues[request.index % self.workers].append(request)
+        playing: dict[int, EpisodeRequest] = {}
+        asks: dict[int, Message] = {}
+        done: dict[int, Episode] = {}
+        successes = 0
+        bar = tqdm(total=len(requests), desc=progress, unit="episode", disable=progress is None)
+        try:
+            for request in requests:
+                while request.index not in done:
+                    self._hand_out(queues, playing, order)
+                    for slot in self._ready(playing.keys() - asks.keys(), block=not asks):
+                        message = self._receive(slot, playing[slot])
+                        if message.kind == "ask":
+                            asks[slot] = message
+                        else:
+                            done[playing.pop(slot).index] = unpack(message)
+                    if asks:
+                        assert policy is not None
+                        self._decide(policy, asks, playing)
+                        asks.clear()
+                episode = done.pop(request.index)
+                successes += episode.succeeded and episode.human_steps == 0
+                bar.set_postfix(success=successes, refresh=False)
+                bar.update()
+                yield episode
+        finally:
+            bar.close()
+            self._is_playing = False
+            self._unsettled = set(playing) if self._slots else set()
+            for slot in asks.keys() & self._unsettled:
+                self._abandon(slot)
+
+    def _hand_out(
+        self, queues: list[deque[EpisodeRequest]], playing: dict[int, EpisodeRequest], order: dict[str, Any]
+    ) -> None:
+        for slot, queue in enumerate(queues):
+            if queue and slot not in playing:
+                playing[slot] = queue.popleft()
+                self._send(slot, "play", order | {"seed": playing[slot].seed})
+
+    def _ready(self, slots: set[int], *, block: bool) -> list[int]:
+        """Slots that have something to say. Waits for the first only if there is nothing else to do."""
+        connections = {self._slots[slot].connection: slot for slot in slots}
+        return sorted(connections[c] for c in wait(list(connections), None if block else 0) if c in connections)
+
+    def _decide(
+        self, policy: ChunkPolicy, asks: dict[int, Message], playing: dict[int, EpisodeRequest]
+    ) -> None:
+        """Calls the policy once for all who wait, and sends each its chunk."""
+        W, size, shape = self.workers, self.world.image_size, policy.chunk_shape
+        images = {camera: np.zeros((W, size, size, 3), np.uint8) for camera in self.world.cameras}
+        state = np.zeros((W, STATE_DIM), np.float32)
+        noise = np.zeros((W, *shape), np.float32)
+        for slot, ask in asks.items():
+            for camera in images:
+                images[camera][slot] = ask.arrays[camera]
+            state[slot] = ask.arrays["state"]
+            noise[slot] = decision_noise(playing[slot].seed, ask.fields["decision"], shape)
+        chunks = np.asarray(policy(images, state, [self.world.instruction] * W, noise), np.float32)
+        if chunks.shape != noise.shape:
+            raise ValueError(f"the policy returned actions of shape {chunks.shape}; it announced {noise.shape}")
+        for slot in asks:
+            if not np.isfinite(chunks[slot]).all():
+                raise ValueError("the policy returned NaN or infinite actions; it has probably diverged in training")
+        for slot in asks:
+            self._send(slot, "chunk", arrays={"chunk": chunks[slot]})
+
+    def _settle(self) -> None:
+        """Brings every worker that is still in a dropped episode back to idleness."""
+        while self._unsettled:
+            for slot in self._ready(self._unsettled, block=True):
+                if self._receive(slot).kind == "ask":
+                    self._abandon(slot)
+                self._unsettled.discard(slot)
+
+    def _abandon(self, slot: int) -> None:
+        self._send(slot, "abandon")
+        self._unsettled.discard(slot)
+
+    def _send(
+        self,
+        slot: int,
+        kind: str,
+        fields: dict[str, Any] | None = None,
+        arrays: dict[str, ndarray] | None = None,
+    ) -> None:
+        try:
+            send(self._slots[slot].connection, kind, fields, arrays)
+        except OSError as error:
+            raise self._obituary(slot) from error
+
+    def _receive(self, slot: int, request: EpisodeRequest | None = None) -> Message:
+        doing = "" if request is None else f" while it played the episode with seed {request.seed}"
+        try:
+            message = receive(self._slots[slot].connection)
+        except (EOFError, OSError) as error:
+            raise self._obituary(slot, doing) from error
+        if message.kind == "error":
+            raise WorkerError(f"worker {slot} failed{doing}:\n{message.fields['message']}")
+        return message
+
+    def _obituary(self, slot: int, doing: str = "") -> WorkerError:
+        worker = self._slots[slot]
+        try:
+            code = worker.process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            return WorkerError(f"worker {slot} hung up{doing}, but still runs; close the pool and open a new one")
+        worker.log.seek(0)
+        last_words = worker.log.read()[-2000:].decode(errors="replace").strip()
+        cause = f"signal {-code}" if code < 0 else f"exit status {code}"
+        return WorkerError(f"worker {slot} died{doing} ({cause}). Its last words: {last_words or '(none)'}")
+
+
+def _start() -> _Worker:
+    """Starts one worker process with a line to it."""
+    ours, theirs = socketpair()
+    log = tempfile.TemporaryFile()
+    paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "aloe.rollout.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | _THREADS | {"PYTHONPATH": os.pathsep.join(paths)},
+            process_group=0,  # Ctrl-C is for the parent, which then hangs up
+        )
+    return _Worker(process=process, connection=Connection(ours.detach()), log=log)

@@ -1,0 +1,223 @@
+"""Meta-World v3 as a robot world: cameras, proprioception, an instruction, success and a time-out.
+
+What the policy may see is what a robot would see: the pictures, the gripper's own position and opening
+(4 numbers), and the instruction. The simulator's object state is used only by the scripted expert that
+plays the human, and never leaves the world.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, Final
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ.setdefault("MUJOCO_GL", "egl")  # headless by default; must precede the import of mujoco
+
+import metaworld.env_dict
+import mujoco
+from metaworld.policies import ENV_POLICY_MAP
+
+STATE_DIM: Final = 4
+ACTION_DIM: Final = 4
+CAMERAS: Final = ("topview", "corner", "corner2", "corner3", "behindGripper", "gripperPOV")
+
+INSTRUCTIONS: Final[dict[str, str]] = {
+    "assembly-v3": "put the ring onto the peg",
+    "basketball-v3": "dunk the ball into the basket",
+    "bin-picking-v3": "move the cube from one bin to the other",
+    "box-close-v3": "put the lid on the box",
+    "button-press-topdown-v3": "press the button down from above",
+    "button-press-topdown-wall-v3": "press the button behind the wall from above",
+    "button-press-v3": "push the button in",
+    "button-press-wall-v3": "push in the button behind the wall",
+    "coffee-button-v3": "press the button of the coffee machine",
+    "coffee-pull-v3": "pull the mug away from the coffee machine",
+    "coffee-push-v3": "push the mug under the coffee machine",
+    "dial-turn-v3": "turn the dial",
+    "disassemble-v3": "take the ring off the peg",
+    "door-close-v3": "close the door",
+    "door-lock-v3": "lock the door",
+    "door-open-v3": "open the door",
+    "door-unlock-v3": "unlock the door",
+    "drawer-close-v3": "close the drawer",
+    "drawer-open-v3": "open the drawer",
+    "faucet-close-v3": "close the faucet",
+    "faucet-open-v3": "open the faucet",
+    "hammer-v3": "hammer the nail into the wall",
+    "hand-insert-v3": "insert the gripper into the hole",
+    "handle-press-side-v3": "press the handle down from the side",
+    "handle-press-v3": "press the handle down",
+    "handle-pull-side-v3": "pull the handle up from the side",
+    "handle-pull-v3": "pull the handle up",
+    "lever-pull-v3": "pull the lever up",
+    "peg-insert-side-v3": "insert the peg into the hole from the side",
+    "peg-unplug-side-v3": "unplug the peg from the side",
+    "pick-out-of-hole-v3": "pick the puck out of the hole",
+    "pick-place-v3": "pick up the puck and place it at the goal",
+    "pick-place-wall-v3": "pick up the puck and place it behind the wall",
+    "plate-slide-back-side-v3": "slide the plate back sideways out of the cabinet",
+    "plate-slide-back-v3": "slide the plate back out of the cabinet",
+    "plate-slide-side-v3": "slide the plate sideways into the cabinet",
+    "plate-slide-v3": "slide the plate into the cabinet",
+    "push-back-v3": "push the puck back to the goal",
+    "push-v3": "push the puck to the goal",
+    "push-wall-v3": "push the puck around the wall to the goal",
+    "reach-v3": "reach the goal",
+    "reach-wall-v3": "reach the goal behind the wall",
+    "shelf-place-v3": "place the puck on the shelf",
+    "soccer-v3": "push the ball into the goal",
+    "stick-pull-v3": "grasp the stick and pull the box with it",
+    "stick-push-v3": "grasp the stick and push the box with it",
+    "sweep-into-v3": "sweep the puck into the hole",
+    "sweep-v3": "sweep the puck off the table",
+    "window-close-v3": "close the window",
+    "window-open-v3": "open the window",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaWorldConfig:
+    """One Meta-World task as a robot would meet it."""
+
+    task: str = "peg-insert-side-v3"
+    """Name of the task, with its version: any of Meta-World's 50."""
+    cameras: tuple[str, ...] = ("topview", "behindGripper")
+    """Cameras of the scene; each becomes `observation.images.<camera>`."""
+    image_size: int = 64
+    """Height and width of every picture, in pixels."""
+    max_steps: int = 120
+    """Environment steps until time-out."""
+    action_repeat: int = 2
+    """Simulator steps (of 12.5 ms) for which one action is held; one environment step is this many."""
+
+    def __post_init__(self) -> None:
+        if self.task not in INSTRUCTIONS:
+            from difflib import get_close_matches
+
+            near = get_close_matches(self.task, INSTRUCTIONS, n=3, cutoff=0.4)
+            raise ValueError(
+                f"unknown Meta-World task {self.task!r}; "
+                + (f"did you mean {', '.join(near)}?" if near else "names look like peg-insert-side-v3")
+            )
+        for camera in self.cameras:
+            if camera not in CAMERAS:
+                raise ValueError(f"unknown camera {camera!r}; Meta-World has {', '.join(CAMERAS)}")
+        if not self.cameras:
+            raise ValueError("at least one camera is needed: the policy sees pictures")
+        if self.image_size < 16 or self.max_steps < 1 or self.action_repeat < 1:
+            raise ValueError("image_size must be at least 16; max_steps and action_repeat at least 1")
+
+    @property
+    def instruction(self) -> str:
+        return INSTRUCTIONS[self.task]
+
+    @property
+    def fps(self) -> int:
+        """Environment steps a second of simulated time, rounded (the simulator runs at 80 Hz)."""
+        return max(1, round(80 / self.action_repeat))
+
+
+class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
+    """A Gymnasium environment with LeRobot's observation keys.
+
+    Observations: `observation.state` (4,) float32 (gripper x, y, z in metres, opening in 0..1) and, where asked for,
+    `observation.images.<camera>` (h, w, 3) uint8. Actions: (4,) float32 in [-1, 1] (gripper displacement x, y, z, and
+    grip). `terminated` means success, `truncated` a time-out; the reward is -1 a step and 0 at success.
+
+    Pictures cost far more than physics, so `step` returns none; `pictures()` renders the present state.
+    """
+
+    def __init__(self, config: MetaWorldConfig) -> None:
+        self.config = config
+        self._sim: Any = metaworld.env_dict.ALL_V3_ENVIRONMENTS[config.task]()
+        # These two flags are how Meta-World itself makes its goal-observable, freshly randomised variants.
+        self._sim._freeze_rand_vec = False
+        self._sim.seeded_rand_vec = True
+        self._sim._partially_observable = False
+        vars(self._sim).pop("sawyer_observation_space", None)  # cached with the goal clipped to zero
+        self._sim._set_task_called = True
+        self._sim.max_path_length = 10**9  # this class owns the time-out
+        self._expert = ENV_POLICY_MAP[config.task]()
+        self._renderer: mujoco.Renderer | None = None
+        self._steps = 0
+        size = config.image_size
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict(
+            {"observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)}
+            | {
+                f"observation.images.{c}": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+                for c in config.cameras
+            }
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self._sim.seed(seed)
+        self._sim_observation, _ = self._sim.reset()
+        self._steps = 0
+        self._progress = 0.0
+        return self._state(), {"success": False, "task": self.config.instruction}
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        success = False
+        for _ in range(self.config.action_repeat):
+            self._sim_observation, _, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
+            success = bool(info["success"])
+            if success:
+                break
+        self._steps += 1
+        self._progress = float(info["unscaled_reward"])
+        timeout = self._steps >= self.config.max_steps and not success
+        return self._state(), 0.0 if success else -1.0, success, timeout, {"success": success}
+
+    def pictures(self) -> dict[str, NDArray[np.uint8]]:
+        """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8."""
+        if self._renderer is None:
+            self._renderer = _fast_renderer(self._sim.model, self.config.image_size)
+        pictures = {}
+        for camera in self.config.cameras:
+            self._renderer.update_scene(self._sim.data, camera=camera)
+            pictures[f"observation.images.{camera}"] = self._renderer.render()
+        return pictures
+
+    def expert_action(self) -> NDArray[np.float32]:
+        """What the scripted expert, who sees the simulator's full state, would do now: (4,) in [-1, 1]."""
+        import warnings
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Meta-World warns that its own experts' gains are high
+            action = self._expert.get_action(self._sim_observation)
+        return np.clip(action, -1.0, 1.0).astype(np.float32)
+
+    def progress(self) -> float:
+        """How far the task has come, by Meta-World's own shaped reward (0 to 10). For the scripted human only."""
+        return self._progress
+
+    def restart_clock(self) -> None:
+        """Gives `max_steps` steps from here: a human who takes over has the full time again."""
+        self._steps = 0
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _state(self) -> dict[str, Any]:
+        return {"observation.state": self._sim_observation[:STATE_DIM].astype(np.float32)}
+
+
+def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
+    """A renderer without shadows, reflections and multisampling: 15 times as fast on a CPU."""
+    model.vis.quality.shadowsize = 0
+    model.vis.quality.offsamples = 0
+    renderer = mujoco.Renderer(model, size, size)
+    for flag in ("SHADOW", "REFLECTION", "HAZE", "SKYBOX"):
+        renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+    return renderer
