@@ -2,12 +2,13 @@
 
     python benchmarks/rollout.py
 
-A policy that costs nothing plays noise, so that every episode lasts until time-out and only the world is measured.
+A policy that costs nothing plays noise, so that every episode lasts until time-out and only the world is
+measured.
 """
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tyro
@@ -21,10 +22,10 @@ from aloe.worlds.metaworld import ACTION_DIM, MetaWorldConfig
 class Config:
     """What to measure."""
 
-    world: MetaWorldConfig = MetaWorldConfig(action_repeat=4, max_steps=100)
+    world: MetaWorldConfig = field(default_factory=lambda: MetaWorldConfig(action_repeat=4, max_steps=50))
     workers: tuple[int, ...] = (1, 2, 3, 4)
     """Numbers of workers to compare."""
-    episodes: int = 12
+    episodes: int = 8
     """Episodes for each cell of the table."""
     execute: int = 8
     """Actions executed between two decisions."""
@@ -41,7 +42,8 @@ class NoisePolicy:
 
 def steps_per_second(pool: WorldPool, config: Config, *, record: bool) -> float:
     requests = [
-        EpisodeRequest(index=i, seed=seed) for i, seed in enumerate(episode_seeds(0, "evaluate", config.episodes))
+        EpisodeRequest(index=i, seed=seed)
+        for i, seed in enumerate(episode_seeds(0, "evaluate", config.episodes))
     ]
     start = time.perf_counter()
     episodes = pool.play(requests, NoisePolicy(), execute=config.execute, record=record, policy_version=0)
@@ -50,13 +52,16 @@ def steps_per_second(pool: WorldPool, config: Config, *, record: bool) -> float:
 
 
 def main(config: Config) -> None:
-    print(f"{config.world.task}, {len(config.world.cameras)} cameras of {config.world.image_size} px,", end=" ")
+    print(
+        f"{config.world.task}, {len(config.world.cameras)} cameras of {config.world.image_size} px,", end=" "
+    )
     print(f"action_repeat {config.world.action_repeat}, {os.cpu_count()} cores")
     print("| workers | recorded, steps/s | unrecorded, steps/s |")
     print("|---|---|---|")
     for workers in config.workers:
         with WorldPool(config.world, workers) as pool:
-            steps_per_second(pool, Config(episodes=workers), record=True)  # every worker makes its renderer
+            warm_up = Config(world=config.world, episodes=workers)
+            steps_per_second(pool, warm_up, record=True)  # every worker makes its renderer
             recorded = steps_per_second(pool, config, record=True)
             unrecorded = steps_per_second(pool, config, record=False)
         print(f"| {workers} | {recorded:.0f} | {unrecorded:.0f} |", flush=True)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
 
 from aloe.types import Episode
 
@@ -11,8 +10,8 @@ from aloe.types import Episode
 def wilson_interval(successes: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a success rate; `z` = 1.96 for 95 %.
 
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with p = successes / n (Wilson 1927). Unlike p ± z·σ it stays
-    within [0, 1] and has a width at p = 0 and p = 1, which a robot with 20 trials often reaches.
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with p = successes / n (Wilson 1927). Unlike p ± z·σ it
+    stays within [0, 1] and has a width at p = 0 and p = 1, which a robot with 20 trials often reaches.
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes in {n} episodes: there must be at least one episode")
@@ -50,7 +49,7 @@ class SuccessReport:
     """Successes an hour of simulated time (all episodes' steps; resets take none)."""
 
     @classmethod
-    def from_episodes(cls, episodes: Sequence[Episode], *, fps: float) -> Self:
+    def from_episodes(cls, episodes: Sequence[Episode], *, fps: int | float) -> "SuccessReport":
         """Measures episodes of a world that runs `fps` environment steps a simulated second."""
         if not episodes:
             raise ValueError("no episodes to measure success on")

@@ -6,9 +6,9 @@ every episode is decoded once, front to back, and its rows are appended to growi
     <folder>/<name>.bin    the rows of all episodes, one after the other
     <folder>/index.json    shape and dtype of the rows, and digest and length of every episode in them
 
-`index.json` is replaced after the rows that it counts are written: a build that dies costs no more than its last
-second. Rows are trusted only while the digest in the index is the store's. Nothing is served before `update()`
-has compared them, and from the first episode that differs on everything is built anew. One process may update a
+`index.json` is replaced after the rows that it counts are written: a build that dies costs its last second.
+Rows are trusted only while the digest in the index is the store's. Nothing is served before `update()` has
+compared them, and from the first episode that differs on everything is built anew. One process may update a
 folder at a time.
 """
 
@@ -152,7 +152,8 @@ class _RowFiles:
         array = self._arrays[name]
         if indices.size and not 0 <= indices.min() <= indices.max() < len(array):
             raise ValueError(
-                f"frame {indices.min()} to {indices.max()} of {len(array)} cached ones; call update() after the store grew"
+                f"frames {indices.min()} to {indices.max()} of {len(array)} cached ones; "
+                "call update() after the store has grown"
             )
         return np.asarray(array[indices])
 

@@ -1,4 +1,4 @@
-"""The columns of the store, as features of a LeRobot v3 dataset.
+"""The columns of the store: on disk the features of a LeRobot v3 dataset, in memory `Frames`.
 
     observation.images.<camera>  image or video (h, w, 3)   what was seen before the action
     observation.state            float32 (S,)
@@ -21,11 +21,15 @@ episode by episode. A single NaN would spoil the column's statistics for good, a
 the NaN is put back.
 
 Why the names: LeRobot takes every column that begins with `action` or `observation` for an input or output of
-the policy (`dataset_to_policy_features`), and every image for a picture that the policy sees. Nothing else may
-be called so.
+the policy (`dataset_to_policy_features`), and every image for a picture that it sees. Nothing else may be
+called so.
 """
 
+from dataclasses import dataclass
 from typing import Any, Final
+
+from jaxtyping import Bool, Float32, Int64
+from numpy import ndarray
 
 IMAGES: Final = "observation.images."
 STATE: Final = "observation.state"
@@ -44,6 +48,50 @@ SCALARS: Final = {
     "episode_seed": "int64",
 }
 """Column -> dtype of what is one number a step."""
+
+
+COLUMNS: Final = {
+    "source": "source",
+    "policy_version": "policy_version",
+    "reward": "next.reward",
+    "terminated": "next.done",
+    "truncated": "next.truncated",
+    "success": "next.success",
+    "seed": "episode_seed",
+    "episode": "episode_index",
+    "step": "frame_index",
+    "task_index": "task_index",
+}
+"""Field of `Frames` -> column, where that is one number a step."""
+VECTORS: Final = {STATE: "state", ACTION: "action", PROPOSED_ACTION: "proposed_action"}
+"""Column -> field of `Frames`, where that is a vector a step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frames:
+    """All steps of a store but their pictures, episode after episode."""
+
+    state: Float32[ndarray, "N S"]
+    action: Float32[ndarray, "N A"]
+    proposed_action: Float32[ndarray, "N A"]
+    """NaN where the policy had proposed nothing."""
+    source: Int64[ndarray, "N"]
+    policy_version: Int64[ndarray, "N"]
+    reward: Float32[ndarray, "N"]
+    terminated: Bool[ndarray, "N"]
+    truncated: Bool[ndarray, "N"]
+    success: Bool[ndarray, "N"]
+    seed: Int64[ndarray, "N"]
+    """Seed that the step's episode began with."""
+    episode: Int64[ndarray, "N"]
+    step: Int64[ndarray, "N"]
+    """Place in the episode, from 0."""
+    task_index: Int64[ndarray, "N"]
+    """Row of `tasks`."""
+    tasks: list[str]
+
+    def __len__(self) -> int:
+        return len(self.action)
 
 
 def features(

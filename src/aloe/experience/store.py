@@ -3,7 +3,7 @@
 LeRobot's own writer keeps the files of a recording open and loses all of it when the process dies. Here every
 episode has files of its own, which are written in a folder aside and then moved into place one by one,
 `meta/info.json` last. That last move is the commit: `info.json` says how many episodes there are, and files
-beyond that number are left over from a process that died. LeRobot does not mind them, and `open` sets them aside.
+beyond that number are left over from a process that died. LeRobot does not mind them; `open` sets them aside.
 
     data/chunk-000/file-007.parquet            the steps, pictures inside as PNG (or videos/... as mp4)
     meta/episodes/chunk-000/file-007.parquet   where the episode's steps are, and their statistics
@@ -11,8 +11,8 @@ beyond that number are left over from a process that died. LeRobot does not mind
     meta/info.json                             the commit
     quarantine/<number>/...                    what was left over; nothing is ever deleted
 
-Schema, statistics and all of `meta/` are made by LeRobot's code. The data file is written here, because LeRobot's
-writer embeds the pictures row by row, through files of their own: several times slower than all of `append`.
+Schema, statistics and all of `meta/` are made by LeRobot's code. The data file is written here, because
+LeRobot's writer embeds the pictures row by row, through files of their own: three times the time of `append`.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ import io
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +32,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jaxtyping import Bool, Float32, Int64, UInt8
+from datasets import Dataset
+from jaxtyping import UInt8
 from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets.compute_stats import (
     aggregate_stats,
@@ -52,9 +52,12 @@ from PIL import Image
 
 from aloe.experience.schema import (
     ACTION,
+    COLUMNS,
     IMAGES,
     PROPOSED_ACTION,
     STATE,
+    VECTORS,
+    Frames,
     cameras_of,
     check_features,
     features,
@@ -64,46 +67,6 @@ from aloe.types import Episode, Source
 _STAGING: Final = "staging-"
 _QUARANTINE: Final = "quarantine"
 _PNG_LEVEL: Final = 1  # zlib's default, 6, takes twice as long and saves a seventh
-_COLUMNS: Final = {
-    "source": "source",
-    "policy_version": "policy_version",
-    "reward": "next.reward",
-    "terminated": "next.done",
-    "truncated": "next.truncated",
-    "success": "next.success",
-    "seed": "episode_seed",
-    "episode": "episode_index",
-    "step": "frame_index",
-    "task_index": "task_index",
-}
-_VECTORS: Final = {STATE: "state", ACTION: "action", PROPOSED_ACTION: "proposed_action"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Frames:
-    """All steps of a store but their pictures, episode after episode."""
-
-    state: Float32[ndarray, "N S"]
-    action: Float32[ndarray, "N A"]
-    proposed_action: Float32[ndarray, "N A"]
-    """NaN where the policy had proposed nothing."""
-    source: Int64[ndarray, "N"]
-    policy_version: Int64[ndarray, "N"]
-    reward: Float32[ndarray, "N"]
-    terminated: Bool[ndarray, "N"]
-    truncated: Bool[ndarray, "N"]
-    success: Bool[ndarray, "N"]
-    seed: Int64[ndarray, "N"]
-    """Seed that the step's episode began with."""
-    episode: Int64[ndarray, "N"]
-    step: Int64[ndarray, "N"]
-    """Place in the episode, from 0."""
-    task_index: Int64[ndarray, "N"]
-    """Row of `tasks`."""
-    tasks: list[str]
-
-    def __len__(self) -> int:
-        return len(self.action)
 
 
 class ExperienceStore:
@@ -190,6 +153,11 @@ class ExperienceStore:
         return self._info.features[ACTION]["shape"][0]
 
     @property
+    def _video_keys(self) -> list[str]:
+        """Columns whose pictures are in an mp4 beside the data file, not in it."""
+        return [key for key, feature in self._info.features.items() if feature["dtype"] == "video"]
+
+    @property
     def lengths(self) -> list[int]:
         """Steps of each episode."""
         return [row["length"] for row in self._episodes]
@@ -212,7 +180,8 @@ class ExperienceStore:
             meta, row = self._stage(episode, staging)
             _move_into_place(staging, self.root)
         self._info, self._stats = meta.info, meta.stats
-        self.tasks = meta.tasks.index.tolist()
+        if episode.task not in self.tasks:
+            self.tasks.append(episode.task)
         self._episodes.append(row)
         return row["episode_index"]
 
@@ -246,34 +215,34 @@ class ExperienceStore:
 
     def _stage(self, episode: Episode, staging: Path) -> tuple[LeRobotDatasetMetadata, dict[str, Any]]:
         """Write the episode's files below `staging`, laid out as in the store; the new metadata and row."""
-        video = self._info.video_path is not None
-        meta = LeRobotDatasetMetadata.create(self.root.name, self.fps, {}, root=staging, use_videos=video)
+        meta = LeRobotDatasetMetadata.create(self.root.name, self.fps, {}, root=staging)
         meta.info = copy.deepcopy(self._info)
         meta.stats = self._stats
         meta.tasks = pd.DataFrame(
             {"task_index": range(len(self.tasks))}, index=pd.Index(self.tasks, name="task")
         )
-        meta.episodes = self._episodes[-1:]  # LeRobot looks only at where the last episode ends
+        # LeRobot looks only at where the last episode ends.
+        meta.episodes = Dataset.from_list(self._episodes[-1:]) if self._episodes else None
         meta.save_episode_tasks([episode.task])
 
-        columns = self._columns(
-            episode, self.tasks.index(episode.task) if episode.task in self.tasks else len(self.tasks)
-        )
-        stats = compute_episode_stats(columns, self._info.features)
+        tasks = meta.tasks.index.tolist()
+        columns = self._columns(episode, tasks.index(episode.task))
+        stats = compute_episode_stats({**columns}, self._info.features)
         stats |= {IMAGES + camera: _picture_stats(pictures) for camera, pictures in episode.images.items()}
         row = {"dataset_from_index": self.num_frames, "dataset_to_index": self.num_frames + episode.steps}
         row |= self._next_file("data")
         self._write_data(staging / _path(self._info.data_path, row, "data"), columns, episode)
-        if video:
+        if self._video_keys:
             row |= self._write_videos(staging, meta, episode)
         meta.save_episode(self.num_episodes, episode.steps, [episode.task], stats, row)
         meta.finalize()
-        (row,) = _episode_rows(staging)
-        return meta, row
+        (committed,) = _episode_rows(staging)
+        return meta, committed
 
     def _columns(self, episode: Episode, task_index: int) -> dict[str, ndarray]:
         """Every column but the pictures."""
-        steps, proposed = episode.steps, ~np.isnan(episode.proposed_action).any(1)
+        steps = episode.steps
+        proposed = ~np.isnan(episode.proposed_action[:, 0])  # all of a step or none, `_check` has seen to it
         columns = {
             STATE: episode.state,
             ACTION: episode.action,
@@ -331,7 +300,7 @@ class ExperienceStore:
 
     def _write_videos(self, staging: Path, meta: LeRobotDatasetMetadata, episode: Episode) -> dict[str, Any]:
         """One mp4 a camera, with LeRobot's own encoder and settings."""
-        keys, settings, row = [IMAGES + camera for camera in self.cameras], RGBEncoderConfig(), {}
+        keys, settings, row = self._video_keys, RGBEncoderConfig(), {}
         # A shorter queue would drop frames that arrive faster than they are encoded.
         encoder = StreamingVideoEncoder(self.fps, settings, queue_maxsize=episode.steps + 1)
         encoder.start_episode(keys, staging)
@@ -367,7 +336,7 @@ class ExperienceStore:
         row, pictures = self._episodes[index], {}
         for camera in self.cameras:
             key = IMAGES + camera
-            if self._info.features[key]["dtype"] == "image":
+            if key not in self._video_keys:
                 cells = self._read(index, [key])[key].combine_chunks().field("bytes")
                 pictures[camera] = np.stack(
                     [np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells]
@@ -394,13 +363,8 @@ class ExperienceStore:
 
     def _files(self, row: dict[str, Any]) -> list[Path]:
         """Data file and videos of an episode, relative to the root."""
-        videos = [
-            IMAGES + camera
-            for camera in self.cameras
-            if self._info.features[IMAGES + camera]["dtype"] == "video"
-        ]
         return [_path(self._info.data_path, row, "data")] + [
-            _path(self._info.video_path, row, f"videos/{key}", video_key=key) for key in videos
+            _path(self._info.video_path, row, f"videos/{key}", video_key=key) for key in self._video_keys
         ]
 
     def _read(self, index: int, keys: list[str]) -> pa.Table:
@@ -417,9 +381,9 @@ class ExperienceStore:
         return table
 
     def _read_columns(self, index: int) -> dict[str, ndarray]:
-        table = self._read(index, [*_VECTORS, *_COLUMNS.values(), "has_proposal"])
-        parts = {name: table[key].to_numpy() for name, key in _COLUMNS.items()}
-        for key, name in _VECTORS.items():
+        table = self._read(index, [*VECTORS, *COLUMNS.values(), "has_proposal"])
+        parts = {name: table[key].to_numpy() for name, key in COLUMNS.items()}
+        for key, name in VECTORS.items():
             cells = table[key].combine_chunks()
             flat = cells if self._info.features[key]["shape"] == (1,) else cells.flatten()
             parts[name] = flat.to_numpy().reshape(len(table), -1)
@@ -428,17 +392,17 @@ class ExperienceStore:
         return parts
 
     def _no_columns(self) -> dict[str, ndarray]:
-        types = {key: self._info.features[key]["dtype"] for key in [*_COLUMNS.values(), *_VECTORS]}
-        parts = {name: np.zeros(0, types[key]) for name, key in _COLUMNS.items()}
+        types = {key: self._info.features[key]["dtype"] for key in [*COLUMNS.values(), *VECTORS]}
+        parts = {name: np.zeros(0, types[key]) for name, key in COLUMNS.items()}
         return parts | {
             name: np.zeros((0, self._info.features[key]["shape"][0]), types[key])
-            for key, name in _VECTORS.items()
+            for key, name in VECTORS.items()
         }
 
     # ---- after a crash
 
     def _set_leftovers_aside(self) -> None:
-        """Move what no committed episode refers to into `quarantine/`; ValueError if a committed file lacks."""
+        """Move what no committed episode refers to into `quarantine/`; ValueError if a file lacks."""
         committed = {
             path
             for row in self._episodes
@@ -501,7 +465,7 @@ def _move_into_place(staging: Path, root: Path) -> None:
 
 
 def _path(template: str | None, row: dict[str, Any], kind: str, **keys: str) -> Path:
-    """A file's place, by LeRobot's template and the numbers that a row of `meta/episodes` has for its kind."""
+    """A file's place, by LeRobot's template and a row of `meta/episodes`, which numbers each kind."""
     assert template is not None
     return Path(
         template.format(chunk_index=row[f"{kind}/chunk_index"], file_index=row[f"{kind}/file_index"], **keys)

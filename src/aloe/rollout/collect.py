@@ -14,7 +14,9 @@ from aloe.worlds.metaworld import ACTION_DIM, MetaWorld
 
 Stage = Literal["demonstrate", "collect", "evaluate"]
 
-AskPolicy = Callable[[int, dict[str, UInt8[ndarray, "h w 3"]], Float32[ndarray, "S"]], Float32[ndarray, "H A"]]
+AskPolicy = Callable[
+    [int, dict[str, UInt8[ndarray, "h w 3"]], Float32[ndarray, "S"]], Float32[ndarray, "H A"]
+]
 """(decision number, pictures by camera, state) -> the actions that the policy proposes from here."""
 
 _STAGES: Final[dict[str, int]] = {"demonstrate": 0, "collect": 1, "evaluate": 2}
@@ -29,12 +31,12 @@ _HAND_STREAM: Final = 2
 def episode_seeds(run_seed: int, stage: Stage, n: int, *, round_index: int = 0) -> list[int]:
     """The first `n` episode seeds of a stage, each below 2**32.
 
-    Within one `run_seed` no seed occurs twice: not within a stage, not between stages, not between rounds. Asking for
-    more seeds extends the list. Evaluations of all versions of a policy use one round, so that they meet the same
-    scenes.
+    Within one `run_seed` no seed occurs twice: not within a stage, not between stages, not between rounds.
+    Asking for more seeds extends the list. Evaluations of all versions of a policy use one round, so that
+    they meet the same scenes.
 
-    The two highest bits name the stage. The lower 30 number (round, episode), shuffled by an affine map modulo 2**30
-    whose odd factor makes it one to one; factor and offset come from `np.random.SeedSequence`.
+    The two highest bits name the stage. The lower 30 number (round, episode), shuffled by an affine map
+    modulo 2**30 whose odd factor makes it one to one; factor and offset come from `np.random.SeedSequence`.
     """
     if not (0 <= n <= _MAX_EPISODES and 0 <= round_index < _MAX_ROUNDS):
         raise ValueError(f"there are seeds for {_MAX_EPISODES} episodes in each of {_MAX_ROUNDS} rounds")
@@ -65,42 +67,34 @@ def play_episode(
 ) -> Episode:
     """Plays one episode to its end.
 
-    Without `ask` the world's scripted expert demonstrates. Otherwise the policy is asked for a chunk, `execute` of its
-    actions are played, and so on, until success, time-out or the human's cut. The cut ends the policy's fragment as a
-    failure; the human then has a full time of its own. Pictures are rendered where the policy looks, and with
-    `record` at every step.
+    Without `ask` the world's scripted expert demonstrates. Otherwise the policy is asked for a chunk,
+    `execute` of its actions are played, and so on, until success, time-out or the human's cut. The cut ends
+    the policy's fragment as a failure; the human then has a full time of its own. Pictures are rendered where
+    the policy looks, and with `record` at every step.
     """
     tape = _Tape(world.config.instruction, seed)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_HAND_STREAM,)))
     if human is not None:
         human.reset(rng)
-    source = Source.DEMO if ask is None else Source.POLICY
-    nothing = np.full(ACTION_DIM, np.nan, np.float32)
-    chunk: deque[Float32[ndarray, "A"]] = deque()
-    decisions = 0
+    policy = None if ask is None else _ChunkPlayer(ask, execute)
+    source = Source.DEMO if policy is None else Source.POLICY
     observation, _ = world.reset(seed=seed)
     while True:
-        state, proposed = observation["observation.state"], nothing
-        must_ask = ask is not None and source is Source.POLICY and not chunk
-        pictures = _pictures(world) if record or must_ask else {}
-        if must_ask:
-            chunk.extend(ask(decisions, pictures, state)[:execute])
-            decisions += 1
-        if source is Source.POLICY:
-            proposed = chunk.popleft()
+        state = observation["observation.state"]
+        proposed = np.full(ACTION_DIM, np.nan, np.float32)
+        pictures = _pictures(world) if record or (policy is not None and policy.must_look) else {}
+        if policy is not None:
+            proposed = policy.act(pictures, state)
             action = np.clip(proposed, -1.0, 1.0)
         elif human is not None:
             action = human.act(world)
         else:
             action = noisy(world.expert_action(), demo_noise, rng)
         observation, reward, success, timeout, _ = world.step(action)
-        # Asked even when time has just run out: whoever comes then has seen a failure, not a recording that stops.
-        cut = (
-            source is Source.POLICY
-            and human is not None
-            and not success
-            and human.wants_control(tape.steps + 1, world)
-        )
+        # The human is asked even when time has just run out, and if it comes then, that was a failure.
+        cut = False
+        if policy is not None and human is not None and not success:
+            cut = human.wants_control(tape.steps + 1, world)
         tape.add(
             state=state,
             action=action,
@@ -115,10 +109,31 @@ def play_episode(
         if record:
             tape.film(pictures)
         if cut:
-            source = Source.HUMAN
+            policy, source = None, Source.HUMAN
             world.restart_clock()
         elif success or timeout:
             return tape.episode()
+
+
+class _ChunkPlayer:
+    """Plays the first `execute` actions of a chunk, then asks for the next."""
+
+    def __init__(self, ask: AskPolicy, execute: int) -> None:
+        self._ask = ask
+        self._execute = execute
+        self._chunk: deque[Float32[ndarray, "A"]] = deque()
+        self._decisions = 0
+
+    @property
+    def must_look(self) -> bool:
+        """Whether the next action takes a new decision, and with it pictures."""
+        return not self._chunk
+
+    def act(self, pictures: dict[str, UInt8[ndarray, "h w 3"]], state: Float32[ndarray, "S"]) -> ndarray:
+        if not self._chunk:
+            self._chunk.extend(self._ask(self._decisions, pictures, state)[: self._execute])
+            self._decisions += 1
+        return self._chunk.popleft()
 
 
 def _pictures(world: MetaWorld) -> dict[str, UInt8[ndarray, "h w 3"]]:

@@ -1,8 +1,8 @@
 """Who takes over from the policy, and when.
 
-A `Human` watches every step that the policy plays. When it wants control, the policy's fragment is cut there and
-labelled a failure, and the human drives from that very state to the end of the episode: to success, or until a time
-of its own, as long as the policy's, has run out.
+A `Human` watches every step that the policy plays. When it wants control, the policy's fragment is cut there
+and labelled a failure, and the human drives from that very state to the end of the episode: to success, or
+until a time of its own, as long as the policy's, has run out.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Human(Protocol):
         ...
 
     def wants_control(self, step: int, world: Teachable) -> bool:
-        """Whether to take over now. Asked once after each step that the policy played, `step` counting those."""
+        """Whether to take over now. Asked after each step that the policy played; `step` counts those."""
         ...
 
     def act(self, world: Teachable) -> Float32[ndarray, "A"]:
@@ -47,29 +47,37 @@ class HumanConfig:
     """
 
     patience_steps: int | None = 40
-    """Steps in here without progress are an occasion to take over; None: a standstill never is. Meta-World's own
-    experts stand still for up to 54 steps of 25 ms (peg-insert-side: 30), because not every phase is rewarded."""
+    """Steps in here without progress are an occasion to take over; None: a standstill never is. Meta-World's
+    own experts stand still for up to 54 steps of 25 ms (peg-insert-side: 30), because not every phase is
+    rewarded."""
     min_progress: float = 0.1
     """Rise of `world.progress()` (0 to 10) over the best so far that counts as progress."""
     time_fraction: float | None = 0.75
-    """Share of the policy's time after which there is an occasion to take over, once; None: never for being late.
-    At 1 the human comes when the time is out, and the policy's last step is a failure instead of a time-out."""
+    """Share of the policy's time after which there is an occasion to take over, once; None: never for being
+    late. At 1 the human comes when the time is out, and the policy's last step is a failure instead of a
+    time-out."""
     reaction_delay_steps: int = 2
     """Steps that the policy still plays between the occasion and the take-over."""
     miss_probability: float = 0.0
-    """Chance not to notice, drawn at each occasion. A missed standstill is an occasion again after as long a wait."""
+    """Chance not to notice, drawn at each occasion. A missed standstill is one again after as long a wait."""
     action_noise: float = 0.0
-    """Standard deviation of the Gaussian noise on each of the human's actions, in the world's units (-1 to 1)."""
+    """Standard deviation of the noise on the human's actions, in the world's units (-1 to 1)."""
 
     def __post_init__(self) -> None:
         if self.patience_steps is not None and self.patience_steps < 1:
-            raise ValueError("patience_steps must be at least 1, or None for a human who never minds a standstill")
+            raise ValueError(
+                "patience_steps must be at least 1, or None for a human who never minds a standstill"
+            )
         if self.time_fraction is not None and not 0.0 < self.time_fraction <= 1.0:
-            raise ValueError("time_fraction must lie in (0, 1], or be None for a human who never minds the time")
+            raise ValueError(
+                "time_fraction must lie in (0, 1], or be None for a human who never minds the time"
+            )
         if not 0.0 <= self.miss_probability <= 1.0:
             raise ValueError(f"miss_probability must lie in [0, 1], not {self.miss_probability}")
         if self.min_progress <= 0.0:
-            raise ValueError("min_progress must be positive: otherwise standing still would count as progress")
+            raise ValueError(
+                "min_progress must be positive: otherwise standing still would count as progress"
+            )
         if self.reaction_delay_steps < 0 or self.action_noise < 0.0:
             raise ValueError("reaction_delay_steps and action_noise must not be negative")
 

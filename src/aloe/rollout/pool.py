@@ -2,12 +2,13 @@
 
 The same seeds give bit-equal episodes, whatever the timing. Three rules see to that:
 - A request is played by worker `index % workers`, always.
-- The policy is always called with one row for each worker, and a worker's observation always stands in its own row;
-  rows that nobody waits for are zero. So the shapes of its matrix products never change, and a row's result must
-  only not depend on what the other rows hold.
+- The policy is always called with one row for each worker, and a worker's observation always stands in its
+  own row; rows that nobody waits for are zero. So the shapes of its matrix products never change, and all
+  that is asked of the policy is that a row's result does not depend on what the other rows hold.
 - The flow noise is a function of the episode's seed and the decision's number.
-Another number of workers changes the shape of the batch and with it the last bits of a policy's output: it is part of
-what must stay the same for a bit-equal repetition. Demonstrations do not depend on it.
+
+Another number of workers changes the shape of the batch and with it the last bits of a policy's output: it is
+part of what must stay the same for a bit-equal repetition. Demonstrations do not depend on it.
 """
 
 import os
@@ -21,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from socket import socketpair
 from types import TracebackType
-from typing import IO, Any, Final, Protocol, Self
+from typing import IO, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -36,11 +37,14 @@ from aloe.worlds.metaworld import STATE_DIM, MetaWorldConfig
 
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
 """Where `aloe` was imported from: the workers must import the same one."""
-_THREADS: Final = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "1"}
+_THREADS: Final = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
+"""One thread a worker, Mesa's software renderer included (0: no helpers). At 64 px a helper gains nothing,
+since the time goes into the meshes' vertices."""
 _PATIENCE_SECONDS: Final = 2.0
 """How long a worker may take to close its world before it is killed."""
 
 
+@runtime_checkable
 class ChunkPolicy(Protocol):
     """A policy as the pool sees it: W rows of observations in, W chunks of actions out."""
 
@@ -68,7 +72,7 @@ class EpisodeRequest:
     """One episode to be played."""
 
     index: int
-    """Its number within the stage. It decides which worker plays it, so it must survive a restart of the stage."""
+    """Its number within the stage; must survive a restart of it, because it decides which worker plays it."""
     seed: int
     """Seed of the world's reset and of everything else that is chance in this episode."""
 
@@ -92,8 +96,8 @@ class WorldPool:
             for episode in pool.play(requests, policy, execute=8, policy_version=0):
                 ...
 
-    An exception or Ctrl-C inside the block closes the workers. To stop reading early is fine, too: the episodes that
-    were being played are dropped, and the pool can be asked again.
+    An exception or Ctrl-C inside the block closes the workers. To stop reading early is fine, too: the
+    episodes that were being played are dropped, and the pool can be asked again.
     """
 
     def __init__(self, world: MetaWorldConfig, workers: int) -> None:
@@ -106,7 +110,7 @@ class WorldPool:
         """Slots that still play an episode that nobody wants any more."""
         self._is_playing = False
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WorldPool":
         try:
             for _ in range(self.workers):
                 self._slots.append(_start())
@@ -125,7 +129,7 @@ class WorldPool:
         self.close()
 
     def close(self) -> None:
-        """Ends the workers. They notice that the line is dead and close their worlds; if they don't, they are killed."""
+        """Hangs up, whereupon the workers close their worlds and end. Those that don't are killed."""
         slots, self._slots = self._slots, []
         for worker in slots:
             worker.connection.close()
@@ -156,8 +160,8 @@ class WorldPool:
             policy: who plays; None: the world's scripted expert demonstrates.
             execute: actions of each chunk that are executed before the policy is asked again.
             human: who watches and takes over; None: nobody.
-            record: whether to keep a picture of every step. Without it `Episode.images` is empty, and pictures are
-                rendered only where the policy looks, which is much faster.
+            record: whether to keep a picture of every step. Without it `Episode.images` is empty, and
+                pictures are rendered only where the policy looks, which is much faster.
             policy_version: what is written down as the version of the policy that plays.
             demo_noise: standard deviation of the noise on the demonstrator's executed (and recorded) actions.
             progress: label of a progress bar; None: no bar.
@@ -173,12 +177,16 @@ class WorldPool:
         if len({request.index for request in requests}) < len(requests):
             raise ValueError("every request needs an index of its own")
         if policy is None and (human is not None or policy_version != NO_POLICY):
-            raise ValueError("a demonstration has no policy: leave human and policy_version at their defaults")
+            raise ValueError(
+                "a demonstration has no policy: leave human and policy_version at their defaults"
+            )
         if policy is not None:
             if policy_version < 0:
                 raise ValueError("policy_version must say, by a number from 0, which policy is playing")
             if demo_noise != 0.0:
-                raise ValueError("demo_noise is for demonstrations; a human's noise is HumanConfig.action_noise")
+                raise ValueError(
+                    "demo_noise is for demonstrations; a human's noise is HumanConfig.action_noise"
+                )
             if not 1 <= execute <= policy.chunk_shape[0]:
                 raise ValueError(f"execute must lie in 1..{policy.chunk_shape[0]} (the chunk), not {execute}")
         order = {
@@ -244,8 +252,8 @@ class WorldPool:
 
     def _ready(self, slots: set[int], *, block: bool) -> list[int]:
         """Slots that have something to say. Waits for the first only if there is nothing else to do."""
-        connections = {self._slots[slot].connection: slot for slot in slots}
-        return sorted(connections[c] for c in wait(list(connections), None if block else 0) if c in connections)
+        slot_of: dict[Any, int] = {self._slots[slot].connection: slot for slot in slots}
+        return sorted(slot_of[connection] for connection in wait(list(slot_of), None if block else 0))
 
     def _decide(
         self, policy: ChunkPolicy, asks: dict[int, Message], playing: dict[int, EpisodeRequest]
@@ -262,10 +270,14 @@ class WorldPool:
             noise[slot] = decision_noise(playing[slot].seed, ask.fields["decision"], shape)
         chunks = np.asarray(policy(images, state, [self.world.instruction] * W, noise), np.float32)
         if chunks.shape != noise.shape:
-            raise ValueError(f"the policy returned actions of shape {chunks.shape}; it announced {noise.shape}")
+            raise ValueError(
+                f"the policy returned actions of shape {chunks.shape}; it announced {noise.shape}"
+            )
         for slot in asks:
             if not np.isfinite(chunks[slot]).all():
-                raise ValueError("the policy returned NaN or infinite actions; it has probably diverged in training")
+                raise ValueError(
+                    "the policy returned NaN or infinite actions; it has probably diverged in training"
+                )
         for slot in asks:
             self._send(slot, "chunk", arrays={"chunk": chunks[slot]})
 
@@ -308,7 +320,9 @@ class WorldPool:
         try:
             code = worker.process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            return WorkerError(f"worker {slot} hung up{doing}, but still runs; close the pool and open a new one")
+            return WorkerError(
+                f"worker {slot} hung up{doing}, but still runs; close the pool and open a new one"
+            )
         worker.log.seek(0)
         last_words = worker.log.read()[-2000:].decode(errors="replace").strip()
         cause = f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -318,7 +332,7 @@ class WorldPool:
 def _start() -> _Worker:
     """Starts one worker process with a line to it."""
     ours, theirs = socketpair()
-    log = tempfile.TemporaryFile()
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
     paths = [str(_PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
     with theirs:
         process = subprocess.Popen(

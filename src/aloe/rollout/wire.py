@@ -1,5 +1,5 @@
-"""What travels between the parent and its workers: JSON for words, safetensors for arrays. No pickle: a message can
-carry nothing but data."""
+"""What travels between the parent and its workers: JSON for words, safetensors for arrays. No pickle: a
+message can carry nothing but data."""
 
 import json
 from collections.abc import Mapping
@@ -50,14 +50,14 @@ def pack(episode: Episode) -> tuple[dict[str, Any], dict[str, ndarray]]:
     """An episode as the words and the arrays of a message."""
     columns = dict(vars(episode))
     images = columns.pop("images")
-    words = {"task": columns.pop("task"), "seed": columns.pop("seed")}
+    words = {"task": columns.pop("task"), "seed": columns.pop("seed"), "cameras": list(images)}
     return words, columns | {_IMAGES + camera: pictures for camera, pictures in images.items()}
 
 
 def unpack(message: Message) -> Episode:
     """The episode that a message was packed from."""
-    columns = {name: array for name, array in message.arrays.items() if not name.startswith(_IMAGES)}
-    images = {
-        name.removeprefix(_IMAGES): array for name, array in message.arrays.items() if name.startswith(_IMAGES)
-    }
-    return Episode(images=images, **message.fields, **columns)
+    words: dict[str, Any] = dict(message.fields)
+    columns: dict[str, Any] = dict(message.arrays)
+    # The cameras are listed in words as well: safetensors shuffles its arrays.
+    images = {camera: columns.pop(_IMAGES + camera) for camera in words.pop("cameras")}
+    return Episode(images=images, **words, **columns)

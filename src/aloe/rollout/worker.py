@@ -1,7 +1,7 @@
 """A worker process of `aloe.rollout.pool`: one world, which plays whole episodes.
 
-It is started as `python -m aloe.rollout.worker FILE_DESCRIPTOR` and imports no torch, so that many of them start
-fast and stay small.
+It is started as `python -m aloe.rollout.worker FILE_DESCRIPTOR` and imports no torch, so that many of them
+start fast and stay small.
 """
 
 import sys
@@ -37,7 +37,8 @@ def main() -> None:
 def serve(connection: Connection) -> None:
     """Builds the world that the first message describes, then plays what is asked for."""
     fields = receive(connection).fields
-    world = MetaWorld(MetaWorldConfig(**fields | {"cameras": tuple(fields["cameras"])}))
+    fields["cameras"] = tuple(fields["cameras"])  # JSON knows only lists
+    world = MetaWorld(MetaWorldConfig(**fields))
     try:
         send(connection, "ready")
         while True:

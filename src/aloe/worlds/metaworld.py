@@ -104,6 +104,8 @@ class MetaWorldConfig:
         for camera in self.cameras:
             if camera not in CAMERAS:
                 raise ValueError(f"unknown camera {camera!r}; Meta-World has {', '.join(CAMERAS)}")
+        if len(set(self.cameras)) < len(self.cameras):
+            raise ValueError(f"a camera is named twice in {self.cameras}; once is enough")
         if not self.cameras:
             raise ValueError("at least one camera is needed: the policy sees pictures")
         if self.image_size < 16 or self.max_steps < 1 or self.action_repeat < 1:
@@ -122,9 +124,10 @@ class MetaWorldConfig:
 class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """A Gymnasium environment with LeRobot's observation keys.
 
-    Observations: `observation.state` (4,) float32 (gripper x, y, z in metres, opening in 0..1) and, where asked for,
-    `observation.images.<camera>` (h, w, 3) uint8. Actions: (4,) float32 in [-1, 1] (gripper displacement x, y, z, and
-    grip). `terminated` means success, `truncated` a time-out; the reward is -1 a step and 0 at success.
+    Observations: `observation.state` (4,) float32 (gripper x, y, z in metres, opening in 0..1) and, where
+    asked for, `observation.images.<camera>` (h, w, 3) uint8. Actions: (4,) float32 in [-1, 1] (gripper
+    displacement x, y, z, and grip). `terminated` means success, `truncated` a time-out; the reward is -1 a
+    step and 0 at success.
 
     Pictures cost far more than physics, so `step` returns none; `pictures()` renders the present state.
     """
@@ -144,13 +147,12 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._steps = 0
         size = config.image_size
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
-        self.observation_space = gymnasium.spaces.Dict(
-            {"observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)}
-            | {
-                f"observation.images.{c}": gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
-                for c in config.cameras
-            }
-        )
+        spaces: dict[str, gymnasium.Space[Any]] = {
+            "observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)
+        }
+        for camera in config.cameras:
+            spaces[f"observation.images.{camera}"] = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = gymnasium.spaces.Dict(spaces)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -163,9 +165,7 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._progress = 0.0
         return self._state(), {"success": False, "task": self.config.instruction}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         success = False
         for _ in range(self.config.action_repeat):
             self._sim_observation, _, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
@@ -187,6 +187,10 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             pictures[f"observation.images.{camera}"] = self._renderer.render()
         return pictures
 
+    def camera_names(self) -> tuple[str, ...]:
+        """The cameras that this task's scene really has: `CAMERAS`, which needs no scene, must agree."""
+        return tuple(self._sim.model.camera(i).name for i in range(self._sim.model.ncam))
+
     def expert_action(self) -> NDArray[np.float32]:
         """What the scripted expert, who sees the simulator's full state, would do now: (4,) in [-1, 1]."""
         import warnings
@@ -197,7 +201,7 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def progress(self) -> float:
-        """How far the task has come, by Meta-World's own shaped reward (0 to 10). For the scripted human only."""
+        """Meta-World's shaped reward, 0 to 10: how far the task has come. For the scripted human only."""
         return self._progress
 
     def restart_clock(self) -> None:
@@ -215,9 +219,16 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
 def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
     """A renderer without shadows, reflections and multisampling: 15 times as fast on a CPU."""
+    backend = mujoco.GLContext.__module__
+    if os.environ["MUJOCO_GL"] == "egl" and not backend.endswith("egl"):  # it would abort the whole process
+        raise RuntimeError(
+            f"mujoco was imported before aloe.worlds and chose {backend}, which needs a display; "
+            "set MUJOCO_GL=egl in the environment, or import aloe.worlds.metaworld first"
+        )
     model.vis.quality.shadowsize = 0
     model.vis.quality.offsamples = 0
     renderer = mujoco.Renderer(model, size, size)
-    for flag in ("SHADOW", "REFLECTION", "HAZE", "SKYBOX"):
-        renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = 0
+    flags: Any = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
+    for flag in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_HAZE, flags.mjRND_SKYBOX):
+        renderer.scene.flags[flag] = 0
     return renderer

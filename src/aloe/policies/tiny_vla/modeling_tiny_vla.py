@@ -38,11 +38,12 @@ class VisionTower(nn.Module):
             nn.Conv2d(width, width, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(width, keypoints, 1),
-        ).to(memory_format=torch.channels_last)
+        )
         self.feature_dim = 3 * keypoints
 
     def forward(self, image: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
-        maps = self.convolutions((image * 2 - 1).contiguous(memory_format=torch.channels_last))
+        pixels = (image * 2 - 1).contiguous(memory_format=torch.channels_last)  # a third faster on a CPU
+        maps = self.convolutions(pixels).contiguous()
         rows, columns = maps.shape[-2:]
         attention = maps.flatten(2).softmax(-1).unflatten(2, (rows, columns))
         x = (attention.sum(2) * torch.linspace(-1, 1, columns, device=image.device)).sum(-1)
@@ -98,14 +99,16 @@ class TinyVLAPolicy(PreTrainedPolicy):
 
     # -- the parts ----------------------------------------------------------------------------------------------------
 
-    def encode_images(self, batch: dict[str, Tensor]) -> Float[Tensor, "B C D"]:
+    def encode_images(
+        self, batch: dict[str, Tensor], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B C D"]:
         """Features of every camera's picture. In training mode the pictures are randomly shifted first."""
         for camera in self.cameras:
             if camera not in batch:
                 raise ValueError(f"the batch lacks {camera}, which this policy was made for; rename a camera?")
         images = torch.stack([batch[camera] for camera in self.cameras], 1)  # (B, C, 3, h, w)
         if self.training and self.config.image_shift:
-            images = random_shift(images, self.config.image_shift)
+            images = random_shift(images, self.config.image_shift, generator)
         return self.vision_tower(images.flatten(0, 1)).unflatten(0, images.shape[:2])
 
     def prefix(
@@ -173,12 +176,14 @@ class TinyVLAPolicy(PreTrainedPolicy):
         return self._queue.popleft()
 
 
-def random_shift(images: Float[Tensor, "B C 3 h w"], pixels: int) -> Float[Tensor, "B C 3 h w"]:
+def random_shift(
+    images: Float[Tensor, "B C 3 h w"], pixels: int, generator: torch.Generator | None = None
+) -> Float[Tensor, "B C 3 h w"]:
     """Moves each picture by a random whole number of pixels, the edge repeated (Yarats et al. 2021, DrQ-v2)."""
     flat = images.flatten(0, 1)
     count, _, height, width = flat.shape
     padded = F.pad(flat, (pixels,) * 4, mode="replicate")
-    top, left = torch.randint(0, 2 * pixels + 1, (2, count, 1), device=images.device)
+    top, left = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator, device=images.device)
     rows = (top + torch.arange(height, device=images.device))[:, :, None]  # (count, h, 1)
     columns = (left + torch.arange(width, device=images.device))[:, None, :]  # (count, 1, w)
     picture = torch.arange(count, device=images.device)[:, None, None]

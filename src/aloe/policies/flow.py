@@ -1,0 +1,198 @@
+"""The whole of what ALOE asks of a flow-matching policy beyond LeRobot's own interface.
+
+A policy is a LeRobot `PreTrainedPolicy` with its pre- and postprocessor. Four things are asked of it besides: the
+features of its vision tower, the flow-matching residual of given chunks at given noise and time, M chunk samples for one
+observation at one encoding, and its tower's parameters. Here they are for `tiny_vla`; another family adds its case to each
+`match`. Everything inside is in the normalised units of the preprocessor.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from lerobot.configs.policies import PreTrainedConfig
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors
+from lerobot.policies.pretrained import PreTrainedPolicy
+from lerobot.processor import PolicyAction, PolicyProcessorPipeline
+from lerobot.utils.constants import ACTION, OBS_STATE
+from numpy import ndarray
+from torch import Tensor, nn
+
+from aloe.losses import flow_interpolate, flow_matching_residual
+from aloe.policies.tiny_vla import TinyVLAPolicy
+from aloe.policies.tiny_vla.modeling_tiny_vla import LANGUAGE_EMBEDDING
+
+IMAGES = "observation.images."
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyBundle:
+    """A policy with the processors that belong to it, as a LeRobot `pretrained_model/` folder holds them."""
+
+    policy: PreTrainedPolicy
+    preprocessor: PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
+    postprocessor: PolicyProcessorPipeline[PolicyAction, PolicyAction]
+
+    def save(self, folder: Path) -> None:
+        """Writes LeRobot's `pretrained_model/` layout."""
+        self.policy.save_pretrained(folder)
+        self.preprocessor.save_pretrained(folder)
+        self.postprocessor.save_pretrained(folder)
+
+    def save_atomically(self, folder: Path) -> None:
+        """The same, but the folder appears under its name only once it is complete."""
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        self.save(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+
+    @staticmethod
+    def load(folder: Path) -> "PolicyBundle":
+        """Reads LeRobot's `pretrained_model/` layout.
+
+        Raises:
+            ValueError: no such folder, a policy type that ALOE cannot train, or weights that do not fit the config.
+        """
+        config_file = folder / "config.json"
+        if not config_file.is_file():
+            raise ValueError(f"{folder} holds no policy: there is no config.json; give a pretrained_model folder")
+        kind = json.loads(config_file.read_text()).get("type")
+        if kind not in SUPPORTED:
+            raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(SUPPORTED)}")
+        try:
+            policy = get_policy_class(kind).from_pretrained(
+                folder, config=PreTrainedConfig.from_pretrained(folder), strict=True
+            )
+        except (RuntimeError, FileNotFoundError) as error:  # what torch raises for missing keys and other shapes
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
+        pre, post = make_pre_post_processors(policy.config, pretrained_path=str(folder))
+        return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
+
+
+SUPPORTED = ("tiny_vla",)
+
+
+def chunk_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
+    """(H, A) of the chunks that the policy predicts."""
+    match policy:
+        case TinyVLAPolicy():
+            return policy.config.chunk_size, policy.action_dim
+        case _:
+            raise _unsupported(policy)
+
+
+def encode_images(policy: PreTrainedPolicy, batch: dict[str, Tensor]) -> Float[Tensor, "B C D"]:
+    """Features of the vision tower, one row a camera, from a preprocessed batch."""
+    match policy:
+        case TinyVLAPolicy():
+            return policy.encode_images(batch)
+        case _:
+            raise _unsupported(policy)
+
+
+def language_features(policy: PreTrainedPolicy, batch: dict[str, Tensor]) -> Float[Tensor, "B L"]:
+    """The instruction as one vector a row, from a preprocessed batch."""
+    match policy:
+        case TinyVLAPolicy():
+            return batch[LANGUAGE_EMBEDDING]
+        case _:
+            raise _unsupported(policy)
+
+
+def vision_tower(policy: PreTrainedPolicy) -> nn.Module:
+    """The part that turns pictures into features."""
+    match policy:
+        case TinyVLAPolicy():
+            return policy.vision_tower
+        case _:
+            raise _unsupported(policy)
+
+
+def tower_key(policy: PreTrainedPolicy) -> str:
+    """Hash of the vision tower's weights: the key of everything that is made with it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(vision_tower(policy).state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def flow_residual(
+    policy: PreTrainedPolicy,
+    batch: dict[str, Tensor],
+    noise: Float[Tensor, "B H A"],
+    time: Float[Tensor, "B"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "B H A"]:
+    """Unreduced flow-matching residual of the chunks `batch["action"]` at the given noise and flow time.
+
+    `generator` drives the policy's image augmentation, if it has any and is in training mode.
+    """
+    match policy:
+        case TinyVLAPolicy():
+            prefix = policy.prefix(
+                policy.encode_images(batch, generator), batch[OBS_STATE], batch[LANGUAGE_EMBEDDING]
+            )
+            velocity = policy.velocity(flow_interpolate(batch[ACTION], noise, time), time, prefix)
+            return flow_matching_residual(velocity, batch[ACTION], noise)
+        case _:
+            raise _unsupported(policy)
+
+
+@torch.no_grad()
+def sample_chunks(
+    policy: PreTrainedPolicy, batch: dict[str, Tensor], noise: Float[Tensor, "B M H A"]
+) -> Float[Tensor, "B M H A"]:
+    """M chunks for each observation from M draws of noise; the observation is encoded once."""
+    policy.eval()
+    match policy:
+        case TinyVLAPolicy():
+            prefix = policy.prefix(policy.encode_images(batch), batch[OBS_STATE], batch[LANGUAGE_EMBEDDING])
+            samples = noise.shape[1]
+            return policy.denoise(noise.flatten(0, 1), prefix.repeat_interleave(samples, 0)).view_as(noise)
+        case _:
+            raise _unsupported(policy)
+
+
+def _unsupported(policy: PreTrainedPolicy) -> ValueError:
+    return ValueError(f"ALOE cannot train a policy of type {policy.name!r}; it knows {', '.join(SUPPORTED)}")
+
+
+def image_batch(images: dict[str, UInt8[ndarray, "B h w 3"]]) -> dict[str, Float[Tensor, "B 3 h w"]]:
+    """Pictures by camera name as LeRobot's loader would give them: channels first, in [0, 1]."""
+    return {
+        IMAGES + camera: torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+        for camera, pictures in images.items()
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyPlayer:
+    """A policy as the rollout's worlds see it: raw observations of W worlds in, chunks in the world's units out."""
+
+    bundle: PolicyBundle
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        return chunk_shape(self.bundle.policy)
+
+    def __call__(
+        self,
+        images: dict[str, UInt8[ndarray, "W h w 3"]],
+        state: Float32[ndarray, "W S"],
+        tasks: list[str],
+        noise: Float32[ndarray, "W H A"],
+    ) -> Float32[ndarray, "W H A"]:
+        batch = self.bundle.preprocessor(
+            {**image_batch(images), OBS_STATE: torch.from_numpy(state), "task": tasks}
+        )
+        chunks = self.bundle.policy.predict_action_chunk(batch, noise=torch.from_numpy(noise).to(batch[OBS_STATE]))
+        return self.bundle.postprocessor(chunks).numpy()

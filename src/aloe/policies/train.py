@@ -1,0 +1,187 @@
+"""The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64, UInt8
+from lerobot.utils.constants import ACTION, OBS_STATE
+from numpy import ndarray
+from torch import Tensor
+from tqdm import tqdm
+
+from aloe.losses import weighted_flow_matching_loss
+from aloe.policies.flow import PolicyBundle, chunk_shape, flow_residual, image_batch, sample_chunks, vision_tower
+from aloe.training import Log, cosine_rate, generator_for, load_state, save_state, set_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """How a policy is trained on weighted windows. (Paper: rates, steps and batch size of the actor not disclosed.)"""
+
+    steps: int = 1000
+    """Gradient steps."""
+    batch_size: int = 64
+    """Windows in a batch."""
+    learning_rate: float = 1e-3
+    """Peak of a cosine schedule."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    weight_decay: float = 1e-4
+    clip_norm: float = 1.0
+    """Largest norm of the gradient."""
+    train_vision: bool = True
+    """Train the vision tower, too (paper: end to end). The critic keeps the tower of the cloned policy."""
+    save_every: int = 500
+    """Steps between checkpoints within the phase."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRows:
+    """A store as a policy sees it: one row a frame, preprocessed except for the pictures, which are read when needed."""
+
+    inputs: dict[str, Tensor]
+    """Preprocessed observation entries without pictures, (N, ...)."""
+    action: Float[Tensor, "N A"]
+    """Executed actions, normalised."""
+    images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]]
+
+    @staticmethod
+    def of(
+        bundle: PolicyBundle,
+        state: Float32[ndarray, "N S"],
+        action: Float32[ndarray, "N A"],
+        tasks: list[str],
+        images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]],
+    ) -> "PolicyRows":
+        """Sends all frames through the policy's own preprocessor.
+
+        Raises:
+            ValueError: state or action have another size than the policy was made for.
+        """
+        for name, rows, feature in (
+            ("state", state, bundle.policy.config.robot_state_feature),
+            ("action", action, bundle.policy.config.action_feature),
+        ):
+            if feature is not None and rows.shape[1:] != tuple(feature.shape):
+                raise ValueError(
+                    f"the store's {name} has size {rows.shape[1]}, the policy was made for {feature.shape[0]}; "
+                    "use a policy and a dataset of the same robot"
+                )
+        batch = bundle.preprocessor(
+            {OBS_STATE: torch.from_numpy(state), ACTION: torch.from_numpy(action), "task": tasks}
+        )
+        inputs = {k: v for k, v in batch.items() if k.startswith("observation.") and isinstance(v, Tensor)}
+        return PolicyRows(inputs=inputs, action=batch[ACTION], images=images)
+
+    def batch(self, rows: Int64[ndarray, "B"]) -> dict[str, Tensor]:
+        """Observations of these frames, as the policy's own code expects them."""
+        index = torch.from_numpy(rows)
+        return {k: v[index] for k, v in self.inputs.items()} | image_batch(self.images(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorRows:
+    """Which windows an actor learns from, and how much each one counts."""
+
+    rows: Int64[ndarray, "R"]
+    """Windows that take part; drawn uniformly."""
+    weight: Float32[ndarray, "N"]
+    """Weight of every window of the store."""
+    frames: Int64[ndarray, "N H"]
+    """Frame of each action of each window."""
+    is_pad: Bool[ndarray, "N H"]
+
+
+def train_actor(
+    bundle: PolicyBundle,
+    data: PolicyRows,
+    actor: ActorRows,
+    config: ActorConfig,
+    key: tuple[int | str, ...],
+    *,
+    optimizer_file: Path | None = None,
+    checkpoint: Path | None = None,
+    log: Log | None = None,
+    label: str = "actor",
+) -> torch.optim.Optimizer:
+    """Trains the policy in place: L = E[w * (v_theta - (noise - action))^2], w divided by its mean over the batch.
+
+    `key` names the phase: all chance is a function of it and of the step. Where `checkpoint` exists, training goes on
+    from there; `optimizer_file` holds the moments of an earlier phase, from which the optimizer goes on.
+
+    Raises:
+        ValueError: no windows to learn from, or windows of another length than the policy's chunks.
+    """
+    policy = bundle.policy
+    if not len(actor.rows):
+        raise ValueError("there is nothing for the actor to learn from: no window has been selected")
+    if actor.frames.shape[1] != chunk_shape(policy)[0]:
+        raise ValueError(
+            f"windows have {actor.frames.shape[1]} actions, the policy predicts {chunk_shape(policy)[0]}; "
+            "set the horizon to the policy's chunk size"
+        )
+    vision_tower(policy).requires_grad_(config.train_vision)
+    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=config.weight_decay, fused=True)
+    modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
+    first = 0
+    if checkpoint is not None and checkpoint.exists():
+        first = load_state(checkpoint, modules, optimizers)
+    elif optimizer_file is not None:
+        load_state(optimizer_file, {}, optimizers)
+    policy.train()
+    for step in tqdm(range(first, config.steps), desc=label, unit="step", initial=first, total=config.steps, delay=2):
+        generator = generator_for(*key, step)
+        rows = actor.rows[torch.randint(len(actor.rows), (config.batch_size,), generator=generator).numpy()]
+        loss = actor_loss(bundle, data, actor, rows, generator)
+        rate = cosine_rate(step, config.steps, config.learning_rate, config.warmup)
+        set_rate(optimizer, rate)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip_norm)
+        optimizer.step()
+        if log is not None and (step % 20 == 0 or step == config.steps - 1):
+            log(step, {"loss": loss.item(), "gradient_norm": norm.item(), "rate": rate})
+        if checkpoint is not None and (step + 1) % config.save_every == 0:
+            save_state(checkpoint, modules, optimizers, step + 1)
+    policy.eval()
+    return optimizer
+
+
+def actor_loss(
+    bundle: PolicyBundle,
+    data: PolicyRows,
+    actor: ActorRows,
+    rows: Int64[ndarray, "B"],
+    generator: torch.Generator,
+) -> Float[Tensor, ""]:
+    """The weighted flow-matching loss of one batch of windows."""
+    action = data.action[torch.from_numpy(actor.frames[rows])]
+    noise = torch.randn(action.shape, generator=generator)
+    time = torch.rand(len(action), generator=generator)
+    residual = flow_residual(bundle.policy, data.batch(rows) | {ACTION: action}, noise, time, generator)
+    weight = torch.from_numpy(actor.weight[rows])
+    return weighted_flow_matching_loss(
+        residual, weight / weight.mean().clamp(min=1e-6), torch.from_numpy(actor.is_pad[rows])
+    )
+
+
+def sample_all_chunks(
+    bundle: PolicyBundle,
+    data: PolicyRows,
+    frames: int,
+    samples: int,
+    key: tuple[int | str, ...],
+    out: Float32[ndarray, "N M H A"],
+    batch_size: int = 256,
+) -> None:
+    """Fills `out` with M chunks of the policy at every frame, normalised: a function of (weights, key, frame) alone."""
+    horizon, action_dim = chunk_shape(bundle.policy)
+    for start in tqdm(range(0, frames, batch_size), desc="sample chunks", unit="batch", delay=2):
+        rows = np.arange(start, min(start + batch_size, frames))
+        noise = torch.randn(
+            len(rows), samples, horizon, action_dim, generator=generator_for(*key, start // batch_size)
+        )
+        out[start : start + len(rows)] = sample_chunks(bundle.policy, data.batch(rows), noise).numpy()

@@ -1,0 +1,162 @@
+"""The run folder: configuration, stages that are done, metrics, summary. Everything in it is written atomically.
+
+    config.json      what the run is; the same command again goes on where it stopped
+    metrics.jsonl    one line a measurement, the truth; `tensorboard/` is made from it
+    summary.json     one entry a round
+    experience/      the store, a LeRobot v3 dataset
+    cache/           decoded pictures, features, sampled chunks; may be deleted
+    rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ..., and <stage>.done.json
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aloe.training import Log
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file atomically: a reader sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears under its name only when the block has ended well; it replaces what stood there."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def to_plain(config: Any) -> Any:
+    """A config as JSON would give it back: dictionaries, lists, strings and numbers."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def open(cls, root: Path, config: Any, resume: bool = True) -> "RunFolder":
+        """Makes the folder, or goes on with it if it was made by the same config.
+
+        Raises:
+            ValueError: it holds something else, was made with another config, or exists although `resume` is off.
+        """
+        config_file = root / "config.json"
+        plain = to_plain(config)
+        if config_file.exists():
+            if not resume:
+                raise ValueError(f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir")
+            stored = json.loads(config_file.read_text())
+            if changed := _differences(stored, plain):
+                raise ValueError(
+                    f"{root} was made with another config ({'; '.join(changed[:4])}); "
+                    "give the same options to go on with it, or choose another --output-dir"
+                )
+        elif root.exists() and any(root.iterdir()):
+            raise ValueError(f"{root} is not empty and holds no run; choose another --output-dir")
+        else:
+            write_json(config_file, plain)
+        return cls(root)
+
+    @property
+    def experience(self) -> Path:
+        return self.root / "experience"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def round(self, index: int) -> Path:
+        return self.root / "rounds" / f"{index:03d}"
+
+    def policy(self, version: int) -> Path:
+        return self.round(version) / "pretrained_model"
+
+    # -- stages -------------------------------------------------------------------------------------------------------
+
+    def done(self, index: int, stage: str) -> dict[str, Any] | None:
+        """What a finished stage left for the later ones, or None."""
+        path = self.round(index) / f"{stage}.done.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    @contextmanager
+    def stage(self, index: int, stage: str) -> Iterator[dict[str, Any]]:
+        """Runs a stage; what the block puts into the dictionary is kept with its seconds, and marks the stage as done."""
+        result: dict[str, Any] = {}
+        start = time.monotonic()
+        yield result
+        write_json(
+            self.round(index) / f"{stage}.done.json", result | {"seconds": round(time.monotonic() - start, 2)}
+        )
+
+    # -- metrics ------------------------------------------------------------------------------------------------------
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All measurements so far; a last line that a kill left half is not one."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().split("\n")
+        return [json.loads(line) for line in lines[:-1] if line]  # what follows the last newline was cut short
+
+    def logger(self, index: int, stage: str, first_step: int = 0) -> Log:
+        """Appends measurements of one stage. What an interrupted attempt wrote from `first_step` on is dropped first."""
+        kept = [
+            line
+            for line in self.metrics()
+            if not (line["round"] == index and line["stage"] == stage and line["step"] >= first_step)
+        ]
+        partial = self.metrics_file.with_name("metrics.jsonl.partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(partial, self.metrics_file)
+
+        def log(step: int, values: dict[str, float]) -> None:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps({"round": index, "stage": stage, "step": step} | values) + "\n")
+
+        return log
+
+    def write_tensorboard(self) -> None:
+        """Makes the TensorBoard events anew from `metrics.jsonl`; steps count on from round to round."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with new_folder(self.root / "tensorboard") as folder, SummaryWriter(str(folder)) as writer:
+            offsets: dict[tuple[str, int], int] = {}
+            reached: dict[str, int] = {}
+            for line in self.metrics():
+                stage, index = line["stage"], line["round"]
+                offset = offsets.setdefault((stage, index), reached.get(stage, 0))
+                step = offset + line["step"]
+                reached[stage] = max(reached.get(stage, 0), step + 1)
+                for name, value in line.items():
+                    if name not in ("round", "stage", "step") and isinstance(value, int | float):
+                        writer.add_scalar(f"{stage}/{name}", value, step)
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Options by which two plain configs differ, as `name: old, now new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old}, now {new}"]

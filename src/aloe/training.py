@@ -1,0 +1,91 @@
+"""What actor and critic training share: randomness by step, the learning rate, and a state that can be resumed exactly."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Log = Callable[[int, dict[str, float]], None]
+"""Takes (step, metrics by name)."""
+
+
+def generator_for(*key: int | str) -> torch.Generator:
+    """A generator that is a pure function of its key, for example (seed, round, stage, step).
+
+    Training draws every step's batch and noise from the generator of that step, so that a run resumed at step n sees
+    exactly what an uninterrupted one would have seen, without any random state being saved.
+    """
+    digest = hashlib.sha256(json.dumps(key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def cosine_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.05) -> float:
+    """Learning rate of step 0, 1, ...: linear warm-up to `peak`, then half a cosine down to `floor` * peak."""
+    warm = min(1.0, (step + 1) / max(1, min(warmup, steps // 2)))
+    return peak * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * step / max(1, steps))))
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def save_state(
+    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], step: int
+) -> None:
+    """Writes weights, optimizer moments and the step count as one safetensors file, atomically."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}/{index}/{key}": value for key, value in moments.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}, partial, metadata={"step": str(step)})
+    os.replace(partial, path)
+
+
+def state_step(path: Path) -> int:
+    """The step count of a file of `save_state`."""
+    with safe_open(path, framework="pt") as file:
+        return int(file.metadata()["step"])
+
+
+def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> int:
+    """Reads what `save_state` wrote back into modules and optimizers; returns the step count.
+
+    Raises:
+        ValueError: the file is damaged, or was made by a model of another shape.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            step = int(file.metadata()["step"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it to train that stage anew") from error
+
+    def of(name: str) -> dict[str, Tensor]:
+        return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}
+
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(of(name))
+        except RuntimeError as error:
+            raise ValueError(f"{path} was made by a model of another shape: {error}") from error
+    for name, optimizer in optimizers.items():
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in of(name).items():
+            index, moment = key.split("/")
+            state.setdefault(int(index), {})[moment] = value
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return step

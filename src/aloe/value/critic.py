@@ -1,0 +1,120 @@
+"""The ensemble of chunk critics: Q_1..Q_K(s, a_{t:t+H}, l), one small transformer with K readout tokens (paper, "Critic").
+
+Tokens: K learned readouts, one for proprioception, one for the instruction, one a camera (features of the policy's frozen
+vision tower), one an action of the chunk. Each readout ends in its own MLP head, so the critics share a trunk and
+differ in what they read from it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticConfig:
+    """Size of the ensemble."""
+
+    critics: int = 4
+    """K: readout tokens, each a critic. (Paper: not disclosed; its figure shows 2.)"""
+    width: int = 64
+    """Width of the transformer. (Paper: 256.)"""
+    layers: int = 2
+    """Transformer layers. (Paper: 6.)"""
+    heads: int = 4
+    """Attention heads. (Paper: 8.)"""
+
+    def __post_init__(self) -> None:
+        if self.critics < 1 or self.layers < 1:
+            raise ValueError("a critic needs at least one readout and one layer")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservationShape:
+    """What the critic is shown of an observation, and the chunk that it judges."""
+
+    cameras: int
+    feature_dim: int
+    state_dim: int
+    language_dim: int
+    action_dim: int
+    horizon: int
+    """H; 0 for a state value V(s), which sees no actions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observations:
+    """A batch of what critics see."""
+
+    features: Float[Tensor, "B C D"]
+    state: Float[Tensor, "B S"]
+    language: Float[Tensor, "B L"]
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def repeat(self, times: int) -> "Observations":
+        """Each row `times` times in a row: (B, ...) -> (B * times, ...)."""
+        return Observations(
+            features=self.features.repeat_interleave(times, 0),
+            state=self.state.repeat_interleave(times, 0),
+            language=self.language.repeat_interleave(times, 0),
+        )
+
+
+class ChunkCritic(nn.Module):
+    """Q_1..Q_K of a chunk, or with `shape.horizon == 0` the state values V_1..V_K."""
+
+    def __init__(self, config: CriticConfig, shape: ObservationShape) -> None:
+        super().__init__()
+        self.shape = shape
+        width = config.width
+        self.readouts = nn.Parameter(torch.randn(config.critics, width) * 0.02)
+        self.state = nn.Linear(shape.state_dim, width)
+        self.language = nn.Linear(shape.language_dim, width)
+        self.camera = nn.Sequential(nn.LayerNorm(shape.feature_dim), nn.Linear(shape.feature_dim, width))
+        self.action = nn.Linear(shape.action_dim, width)
+        tokens = config.critics + 2 + shape.cameras + shape.horizon
+        self.position = nn.Parameter(torch.randn(tokens, width) * 0.02)
+        layer = nn.TransformerEncoderLayer(
+            width, config.heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.trunk = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)) for _ in range(config.critics)
+        )
+
+    def forward(
+        self, observations: Observations, action: Float[Tensor, "B H A"] | None = None
+    ) -> Float[Tensor, "B K"]:
+        """Values of one normalised chunk per observation.
+
+        Raises:
+            ValueError: the chunk has another length or width than the critic was made for.
+        """
+        wanted = (self.shape.horizon, self.shape.action_dim)
+        if (action is None) != (self.shape.horizon == 0) or (action is not None and action.shape[1:] != wanted):
+            raise ValueError(
+                f"this critic judges chunks of shape {wanted}, not {None if action is None else tuple(action.shape[1:])}"
+            )
+        batch = len(observations)
+        tokens = [
+            self.readouts.expand(batch, -1, -1),
+            self.state(observations.state)[:, None],
+            self.language(observations.language)[:, None],
+            self.camera(observations.features),
+        ]
+        if action is not None:
+            tokens.append(self.action(action))
+        hidden = self.trunk(torch.cat(tokens, 1) + self.position)
+        return torch.cat([head(hidden[:, k]) for k, head in enumerate(self.heads)], -1)
+
+    def of_samples(
+        self, observations: Observations, actions: Float[Tensor, "B M H A"]
+    ) -> Float[Tensor, "B M K"]:
+        """Values of M chunks for each observation."""
+        batch, samples = actions.shape[:2]
+        return self(observations.repeat(samples), actions.flatten(0, 1)).view(batch, samples, -1)

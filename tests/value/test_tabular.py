@@ -1,0 +1,230 @@
+"""The claim of the paper, on a world small enough to be solved by linear algebra: chunked temporal-difference learning on
+data of *another* policy finds the value of the *current* one. And the limits of the claim.
+
+The world is a slippery corridor with a pit. The current policy and the one that collected the data both choose a chunk
+of H actions from the state, open loop, and execute it whole.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from aloe.experience.store import Frames
+from aloe.experience.windows import WindowConfig, Windows, make_windows
+from aloe.types import Source
+from aloe.value.critic import ChunkCritic, CriticConfig, ObservationShape, Observations
+from aloe.value.fit import CriticData, CriticState, FitConfig, fit_critic
+
+STATES, ACTIONS = 6, 3
+WALK, LEAP, RETREAT = range(ACTIONS)
+SCALE = 8.0
+"""C: a step costs 1/8, a failure 1."""
+
+Chunk = tuple[int, ...]
+Plan = list[list[Chunk]]
+"""For every state the chunks that a policy chooses from there, each equally often."""
+
+
+def corridor(slippery: bool) -> np.ndarray:
+    """Probability of each outcome of an action in a state, (STATES, ACTIONS, STATES + 2).
+
+    The last two outcomes are success and failure. Success lies beyond the last state, so a chunk can end anywhere
+    within it. A leap goes twice as far and may end in the pit, from odd states more often.
+    """
+    success, failure = STATES, STATES + 1
+    outcome = np.zeros((STATES, ACTIONS, STATES + 2))
+    for s in range(STATES):
+        if slippery:
+            outcome[s, WALK, min(s + 1, success)] += 0.7
+            outcome[s, WALK, s] += 0.3
+            fall = 0.35 if s % 2 else 0.1
+            outcome[s, LEAP, min(s + 2, success)] += 0.9 - fall
+            outcome[s, LEAP, s] += 0.1
+            outcome[s, LEAP, failure] += fall
+            outcome[s, RETREAT, max(s - 1, 0)] += 0.8
+            outcome[s, RETREAT, s] += 0.2
+        else:
+            outcome[s, WALK, min(s + 1, success)] = 1
+            outcome[s, LEAP, failure if s % 2 else min(s + 2, success)] = 1
+            outcome[s, RETREAT, max(s - 1, 0)] = 1
+    assert np.allclose(outcome.sum(-1), 1)
+    return outcome
+
+
+def exact_q(outcome: np.ndarray, current: Plan, others: Plan, discount: float) -> dict[tuple[int, Chunk], float]:
+    """Q^pi(s, chunk) for the chunks of `others`, where pi plays the chunks of `current` ever after.
+
+    A chunk earns R(s, c) and leaves the world in s' with probability M(s, c, s'), discounted, so V = R_pi + M_pi V.
+    """
+    goes_on = outcome[:, :, :STATES]
+    reward = -goes_on.sum(-1) / SCALE - outcome[:, :, STATES + 1]
+
+    def execute(s: int, chunk: Chunk) -> tuple[float, np.ndarray]:
+        where, earned = np.eye(STATES)[s], 0.0
+        for k, a in enumerate(chunk):
+            earned += discount**k * where @ reward[:, a]
+            where = where @ goes_on[:, a]
+        return earned, discount ** len(chunk) * where
+
+    played = [[execute(s, chunk) for chunk in current[s]] for s in range(STATES)]
+    earned = np.array([np.mean([r for r, _ in chunks]) for chunks in played])
+    onward = np.array([np.mean([m for _, m in chunks], axis=0) for chunks in played])
+    value = np.linalg.solve(np.eye(STATES) - onward, earned)
+    return {
+        (s, chunk): r + m @ value for s in range(STATES) for chunk in others[s] for r, m in [execute(s, chunk)]
+    }
+
+
+def shared_tails(horizon: int) -> tuple[Plan, Plan]:
+    """(current, behaviour): they differ in the first action. The rest of a chunk depends on the state alone, so that
+    what the current policy would have done after an early end is what the behaviour had committed to."""
+
+    def tail(s: int) -> Chunk:
+        return tuple(RETREAT if s >= 3 and k == 1 else LEAP if (s + k) % 4 == 0 else WALK for k in range(horizon - 1))
+
+    first = [(WALK, WALK) if s % 2 else (WALK, LEAP) for s in range(STATES)]
+    current = [[(a, *tail(s)) for a in first[s]] for s in range(STATES)]
+    behaviour = [[(a, *tail(s)) for a in (WALK, LEAP, LEAP, RETREAT, RETREAT, RETREAT)] for s in range(STATES)]
+    return current, behaviour
+
+
+def other_tails(horizon: int) -> tuple[Plan, Plan]:
+    """(current, behaviour): whole chunks differ, and with them what would have followed an early end."""
+    current = [[(WALK,) * horizon] * 2 for _ in range(STATES)]
+    behaviour = [
+        [(WALK,) * horizon, (LEAP,) * horizon, (RETREAT,) * (horizon - 1) + (LEAP,), (LEAP, *(WALK,) * (horizon - 1))]
+        for _ in range(STATES)
+    ]
+    return current, behaviour
+
+
+@dataclass(frozen=True)
+class Recorded:
+    frames: Frames
+    where: np.ndarray
+    """State of each frame."""
+    starts_chunk: np.ndarray
+    chunk: np.ndarray
+    """(N, H): the chunk that each frame's action belongs to."""
+
+
+def evenly(group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Uniform random numbers, each (0, 1), but spread evenly within each group: fewer episodes give the same accuracy."""
+    order = np.lexsort((rng.random(len(group)), group))
+    _, first, size = np.unique(group[order], return_index=True, return_counts=True)
+    rank = np.arange(len(group)) - np.repeat(first, size)
+    numbers = np.empty(len(group))
+    numbers[order] = (rank + rng.random(len(group))) / np.repeat(size, size)
+    return numbers
+
+
+def record(outcome: np.ndarray, behaviour: Plan, episodes: int, seed: int = 0) -> Recorded:
+    """Episodes from all states alike to success or failure, by a behaviour that executes its chunks whole."""
+    rng = np.random.default_rng(seed)
+    plan = np.array(behaviour)  # (STATES, chunks, H)
+    horizon = plan.shape[2]
+    edges = outcome.cumsum(-1)
+    state = np.arange(episodes) % STATES
+    alive, choice, columns = np.ones(episodes, bool), np.zeros(episodes, int), []
+    begun, step = state, 0
+    while alive.any():
+        if step % horizon == 0:
+            begun, choice = state, (evenly(state, rng) * plan.shape[1]).astype(int)
+        chunk = plan[begun, choice]
+        action = chunk[:, step % horizon]
+        chance = evenly(np.ravel_multi_index((alive, begun, choice, state), (2, STATES, plan.shape[1], STATES)), rng)
+        after = (chance[:, None] > edges[state, action]).sum(-1).clip(max=STATES + 1)
+        columns.append((np.flatnonzero(alive), state[alive], action[alive], after[alive], chunk[alive]))
+        alive &= after < STATES
+        state = np.where(alive, after, 0)
+        step += 1
+    numbers = [np.full(len(c[0]), k) for k, c in enumerate(columns)]
+    episode, where, action, after, chunks = (np.concatenate(c) for c in zip(*columns, strict=True))
+    steps = np.concatenate(numbers)
+    order = np.lexsort((steps, episode))
+    episode, where, action, after, chunks, steps = (x[order] for x in (episode, where, action, after, chunks, steps))
+    count = len(episode)
+    one_hot = np.eye(ACTIONS, dtype=np.float32)[action]
+    frames = Frames(
+        state=np.eye(STATES, dtype=np.float32)[where],
+        action=one_hot,
+        proposed_action=one_hot,
+        source=np.full(count, int(Source.POLICY)),
+        policy_version=np.zeros(count, np.int64),
+        reward=np.where(after == STATES, 0, -1).astype(np.float32),
+        terminated=after >= STATES,
+        truncated=np.zeros(count, bool),
+        success=after == STATES,
+        seed=np.zeros(count, np.int64),
+        episode=episode,
+        step=steps,
+        task_index=np.zeros(count, np.int64),
+        tasks=["reach the end of the corridor"],
+    )
+    return Recorded(frames=frames, where=where, starts_chunk=steps % horizon == 0, chunk=chunks)
+
+
+class TableCritic(nn.Module):
+    """A critic without any generalisation: one number a state and chunk. Called like `ChunkCritic`."""
+
+    def __init__(self, horizon: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(STATES, (ACTIONS + 1) ** horizon))  # + 1: an action of zeros
+
+    def forward(self, observations: Observations, action: Tensor) -> Tensor:
+        digit = torch.where(action.any(-1), action.argmax(-1) + 1, 0)
+        place = (ACTIONS + 1) ** torch.arange(action.shape[1])
+        return self.table[observations.state.argmax(-1), (digit * place).sum(-1)][:, None]
+
+    def of_samples(self, observations: Observations, actions: Tensor) -> Tensor:
+        batch, samples = actions.shape[:2]
+        return self(observations.repeat(samples), actions.flatten(0, 1)).view(batch, samples, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommittedData(CriticData):
+    """Shows the critic the whole chunk that had been committed to, also past an early end."""
+
+    committed: Tensor
+
+    def chunks(self, rows: np.ndarray, fill: Tensor | None) -> Tensor:
+        return self.committed[torch.from_numpy(rows)]
+
+
+def observe(where: np.ndarray) -> Observations:
+    state = torch.eye(STATES)[torch.from_numpy(where)]
+    return Observations(features=torch.ones(len(where), 1, 1), state=state, language=torch.zeros(len(where), 1))
+
+
+def one_hot(chunks: np.ndarray) -> np.ndarray:
+    return np.eye(ACTIONS, dtype=np.float32)[chunks]
+
+
+def critic_data(recorded: Recorded, windows: Windows, current: Plan, committed: bool = False) -> CriticData:
+    parts = {
+        "windows": windows,
+        "observations": lambda frames: observe(recorded.where[frames]),
+        "action": torch.from_numpy(recorded.frames.action),
+        "samples": one_hot(np.array(current)[recorded.where]),
+    }
+    if committed:
+        return CommittedData(**parts, committed=torch.from_numpy(one_hot(recorded.chunk)))
+    return CriticData(**parts)
+
+
+def at_replans(windows: Windows, recorded: Recorded) -> Windows:
+    """Learn only from windows that are one whole chunk of the behaviour."""
+    return replace(windows, has_target=windows.has_target & recorded.starts_chunk)
+
+
+@torch.no_grad()
+def largest_error(critic: nn.Module, exact: dict[tuple[int, Chunk], float]) -> float:
+    """max |Q - Q^pi| over states and chunks that the data cover, as a share of the range of Q^pi over them."""
+    pairs = list(exact)
+    chunks = torch.from_numpy(one_hot(np.array([chunk for _, chunk in pairs])))
+    q = critic(observe(np.array([s for s, _ in pairs])), chunks).mean(-1).numpy()
+    truth = np.array([exact[pair] for pair in pairs])
+    return float(np.abs(q - truth).max() / (truth.max() - truth.min()))
