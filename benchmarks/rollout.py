@@ -42,8 +42,7 @@ class NoisePolicy:
 
 def steps_per_second(pool: WorldPool, config: Config, *, record: bool) -> float:
     requests = [
-        EpisodeRequest(index=i, seed=seed)
-        for i, seed in enumerate(episode_seeds(0, "evaluate", config.episodes))
+        EpisodeRequest(index=i, seed=seed) for i, seed in enumerate(episode_seeds(0, "evaluate", config.episodes))
     ]
     start = time.perf_counter()
     episodes = pool.play(requests, NoisePolicy(), execute=config.execute, record=record, policy_version=0)
@@ -52,9 +51,7 @@ def steps_per_second(pool: WorldPool, config: Config, *, record: bool) -> float:
 
 
 def main(config: Config) -> None:
-    print(
-        f"{config.world.task}, {len(config.world.cameras)} cameras of {config.world.image_size} px,", end=" "
-    )
+    print(f"{config.world.task}, {len(config.world.cameras)} cameras of {config.world.image_size} px,", end=" ")
     print(f"action_repeat {config.world.action_repeat}, {os.cpu_count()} cores")
     print("| workers | recorded, steps/s | unrecorded, steps/s |")
     print("|---|---|---|")

@@ -100,7 +100,10 @@ class Circle:
             self.say("round 0: recording demonstrations")
             with run.stage(0, "demos") as result:
                 stages.demonstrate(self.store, self.pool, config.demos, config.seed)
-                result |= {"episodes": self.store.num_episodes, "return_scale": return_scale(self.store.columns())}
+                result |= {
+                    "episodes": self.store.num_episodes,
+                    "return_scale": return_scale(self.store.columns()),
+                }
         if not run.done(0, "sft"):
             with run.stage(0, "sft"):
                 self._clone()
@@ -269,7 +272,9 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
                 "env_steps": int(mine.sum()),
                 "human_steps": int(human.sum()),
                 "takeovers": int(began.sum()),
-                **{k: measured[k] for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")},
+                **{
+                    k: measured[k] for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
+                },
                 "seconds": {name: content["seconds"] for name, content in done.items() if content},
             }
         )
@@ -323,5 +328,3 @@ PRESETS: dict[str, RunConfig] = {
     ),
 }
 """Complete configs by name: `aloe run --preset NAME`. `tiny` is for tests: a whole run in well under a minute."""
-
-

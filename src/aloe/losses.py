@@ -25,9 +25,7 @@ def flow_matching_residual(
     return (velocity - (noise - action)) ** 2
 
 
-def masked_chunk_mean(
-    values: Float[Tensor, "*B H A"], is_pad: Bool[Tensor, "*B H"]
-) -> Float[Tensor, "*B"]:
+def masked_chunk_mean(values: Float[Tensor, "*B H A"], is_pad: Bool[Tensor, "*B H"]) -> Float[Tensor, "*B"]:
     """Mean over the valid steps of each chunk; a chunk without a valid step gives 0."""
     valid = (~is_pad).to(values.dtype)
     count = valid.sum(-1) * values.shape[-1]
@@ -48,18 +46,14 @@ def critic_loss(q: Float[Tensor, "B K"], target: Float[Tensor, "B"]) -> Float[Te
     return ((q - target.detach()[:, None]) ** 2).mean()
 
 
-def expectile_loss(
-    value: Float[Tensor, "*B"], target: Float[Tensor, "*B"], expectile: float
-) -> Float[Tensor, ""]:
+def expectile_loss(value: Float[Tensor, "*B"], target: Float[Tensor, "*B"], expectile: float) -> Float[Tensor, ""]:
     """Asymmetric squared error of implicit Q-learning (Kostrikov et al. 2021, eq. 5): |tau - 1(u < 0)| u^2, u = y - V."""
     error = target.detach() - value
     weight = torch.where(error < 0, 1 - expectile, expectile)
     return (weight * error**2).mean()
 
 
-def advantage_weight(
-    advantage: Float[Tensor, "B"], beta: float, clip: float
-) -> Float[Tensor, "B"]:
+def advantage_weight(advantage: Float[Tensor, "B"], beta: float, clip: float) -> Float[Tensor, "B"]:
     """Weight of a chunk in the actor's loss, the paper's w = exp(clip(A / beta, -clip, +clip)).
 
     Raises:

@@ -21,9 +21,7 @@ def chunk_return(reward: Float[Tensor, "*B H"], discount: float) -> Float[Tensor
     return (reward * discount**steps).sum(-1)
 
 
-def aggregate(
-    q: Float[Tensor, "*B K"], how: Aggregation, std_weight: float = 1.0
-) -> Float[Tensor, "*B"]:
+def aggregate(q: Float[Tensor, "*B K"], how: Aggregation, std_weight: float = 1.0) -> Float[Tensor, "*B"]:
     """One value from the K critics of an ensemble.
 
     `min` is the paper's Q_pess = min_i Q_i; `mean-std` is mean - std_weight * std (population standard deviation, so

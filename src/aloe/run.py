@@ -1,11 +1,11 @@
 """The run folder: configuration, stages that are done, metrics, summary. Everything in it is written atomically.
 
-    config.json      what the run is; the same command again goes on where it stopped
-    metrics.jsonl    one line a measurement, the truth; `tensorboard/` is made from it
-    summary.json     one entry a round
-    experience/      the store, a LeRobot v3 dataset
-    cache/           decoded pictures, features, sampled chunks; may be deleted
-    rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ..., and <stage>.done.json
+config.json      what the run is; the same command again goes on where it stopped
+metrics.jsonl    one line a measurement, the truth; `tensorboard/` is made from it
+summary.json     one entry a round
+experience/      the store, a LeRobot v3 dataset
+cache/           decoded pictures, features, sampled chunks; may be deleted
+rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ..., and <stage>.done.json
 """
 
 import dataclasses
@@ -63,7 +63,9 @@ class RunFolder:
         plain = to_plain(config)
         if config_file.exists():
             if not resume:
-                raise ValueError(f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir")
+                raise ValueError(
+                    f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir"
+                )
             stored = json.loads(config_file.read_text())
             if changed := _differences(stored, plain):
                 raise ValueError(
@@ -103,9 +105,7 @@ class RunFolder:
         result: dict[str, Any] = {}
         start = time.monotonic()
         yield result
-        write_json(
-            self.round(index) / f"{stage}.done.json", result | {"seconds": round(time.monotonic() - start, 2)}
-        )
+        write_json(self.round(index) / f"{stage}.done.json", result | {"seconds": round(time.monotonic() - start, 2)})
 
     # -- metrics ------------------------------------------------------------------------------------------------------
 

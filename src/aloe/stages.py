@@ -26,10 +26,10 @@ from aloe.policies.flow import (
     PolicyPlayer,
     chunk_shape,
     encode_images,
+    feature_dim,
     image_batch,
     language_features,
     tower_key,
-    vision_tower,
 )
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, sample_all_chunks, train_actor
@@ -38,7 +38,7 @@ from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import EpisodeRequest, WorldPool
 from aloe.training import Log, generator_for, save_state, state_step
 from aloe.types import Source
-from aloe.value.critic import ChunkCritic, CriticConfig, ObservationShape, Observations
+from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
 from aloe.value.fit import CriticData, CriticState, Evaluation, FitConfig, evaluate_windows, fit_critic
 from aloe.worlds.metaworld import ACTION_DIM, STATE_DIM, MetaWorldConfig
 
@@ -85,9 +85,7 @@ def open_store(root: Path, world: MetaWorldConfig) -> ExperienceStore:
     size = world.image_size
     cameras = dict.fromkeys(world.cameras, (size, size))
     if not (root / "meta" / "info.json").exists():
-        return ExperienceStore.create(
-            root, cameras=cameras, state_dim=STATE_DIM, action_dim=ACTION_DIM, fps=world.fps
-        )
+        return ExperienceStore.create(root, cameras=cameras, state_dim=STATE_DIM, action_dim=ACTION_DIM, fps=world.fps)
     store = ExperienceStore.open(root)
     if store.cameras != cameras or store.fps != world.fps:
         raise ValueError(
@@ -138,7 +136,12 @@ def collect(
     seeds = episode_seeds(seed, "collect", episodes, round_index=round_index)
     requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(already, episodes)]
     for episode in pool.play(
-        requests, PolicyPlayer(bundle=bundle), execute=execute, human=human, policy_version=version, progress="collect"
+        requests,
+        PolicyPlayer(bundle=bundle),
+        execute=execute,
+        human=human,
+        policy_version=version,
+        progress="collect",
     ):
         store.append(episode)
 
@@ -156,7 +159,12 @@ def measure(
     seeds = episode_seeds(seed, "evaluate", episodes)
     requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(seeds)]
     played = pool.play(
-        requests, PolicyPlayer(bundle=bundle), execute=execute, record=False, policy_version=version, progress="eval"
+        requests,
+        PolicyPlayer(bundle=bundle),
+        execute=execute,
+        record=False,
+        policy_version=version,
+        progress="eval",
     )
     return SuccessReport.from_episodes(list(played), fps=pool.world.fps)
 
@@ -274,7 +282,12 @@ class EvaluationInputs:
 
     @staticmethod
     def of(
-        store: ExperienceStore, bundle: PolicyBundle, tower: PolicyBundle, cache: Path, window: WindowConfig, scale: float
+        store: ExperienceStore,
+        bundle: PolicyBundle,
+        tower: PolicyBundle,
+        cache: Path,
+        window: WindowConfig,
+        scale: float,
     ) -> "EvaluationInputs":
         frames = store.columns()
         windows = make_windows(frames, window, scale)
@@ -299,8 +312,7 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
     """Windows, cached features and sampled chunks, ready for the critics. Encodes the pictures that are new."""
     tower = inputs.tower.policy.eval()
     pictures = FrameCache(inputs.cache / "pictures", inputs.store)
-    dim = vision_tower(tower).feature_dim
-    features = FeatureCache(inputs.cache / "features", tower_key(tower), pictures, (dim,))
+    features = FeatureCache(inputs.cache / "features", tower_key(tower), pictures, (feature_dim(tower),))
 
     @torch.no_grad()
     def encode(images: dict[str, np.ndarray]) -> np.ndarray:
@@ -310,20 +322,23 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
     rows = policy_rows(inputs.tower, inputs.frames, pictures)
     state, language = rows.inputs["observation.state"], language_features(tower, rows.inputs)
 
-    def observations(index: np.ndarray) -> Observations:
-        picked = torch.from_numpy(index)
+    def observations(frames: np.ndarray) -> Observations:
+        picked = torch.from_numpy(frames)
         return Observations(
-            features=torch.from_numpy(features.gather(index)).float(), state=state[picked], language=language[picked]
+            features=torch.from_numpy(features.gather(frames)).float(),
+            state=state[picked],
+            language=language[picked],
         )
 
     return CriticData(
-        windows=inputs.windows, observations=observations, action=rows.action, samples=np.load(samples, mmap_mode="r")
+        windows=inputs.windows,
+        observations=observations,
+        action=rows.action,
+        samples=np.load(samples, mmap_mode="r"),
     )
 
 
-def new_critic(
-    data: CriticData, config: CriticConfig, fit: FitConfig, key: tuple[int | str, ...]
-) -> CriticState:
+def new_critic(data: CriticData, config: CriticConfig, fit: FitConfig, key: tuple[int | str, ...]) -> CriticState:
     """Fresh critics for these observations and chunks, their weights a function of `key`."""
     first = data.observations(np.zeros(1, dtype=np.int64))
     shape = ObservationShape(
@@ -425,9 +440,7 @@ def rows_from_advantages(path: Path, frames: Frames, windows: Windows) -> ActorR
             "the store grew; run `aloe critic` again"
         )
     weight = table["weight"].to_numpy(np.float32)
-    return ActorRows(
-        rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad
-    )
+    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
 
 
 def sft_rows(frames: Frames, window: WindowConfig, scale: float) -> ActorRows:

@@ -39,9 +39,7 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def save_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], step: int
-) -> None:
+def save_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer], step: int) -> None:
     """Writes weights, optimizer moments and the step count as one safetensors file, atomically."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -51,7 +49,11 @@ def save_state(
             tensors |= {f"{name}/{index}/{key}": value for key, value in moments.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}, partial, metadata={"step": str(step)})
+    save_file(
+        {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()},
+        partial,
+        metadata={"step": str(step)},
+    )
     os.replace(partial, path)
 
 

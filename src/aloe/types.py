@@ -61,7 +61,15 @@ class Episode:
         steps = len(self.action)
         if steps == 0:
             raise ValueError("an episode needs at least one step")
-        for name in ("state", "proposed_action", "source", "policy_version", "reward", "terminated", "truncated"):
+        for name in (
+            "state",
+            "proposed_action",
+            "source",
+            "policy_version",
+            "reward",
+            "terminated",
+            "truncated",
+        ):
             if len(getattr(self, name)) != steps:
                 raise ValueError(f"{name} has {len(getattr(self, name))} steps, action has {steps}")
         if len(self.success) != steps or any(len(pictures) != steps for pictures in self.images.values()):

@@ -18,9 +18,7 @@ CAMERAS = {"top": (16, 24), "wrist": (20, 16)}
 def make_episode() -> Callable[..., Episode]:
     """An episode of a policy, with a human at the end and three cameras' worth of noise; all by its seed."""
 
-    def make(
-        seed: int = 0, *, steps: int = 6, cameras: dict[str, tuple[int, int]] | None = None, **changes
-    ) -> Episode:
+    def make(seed: int = 0, *, steps: int = 6, cameras: dict[str, tuple[int, int]] | None = None, **changes) -> Episode:
         rng = np.random.default_rng(seed)
         source = np.where(np.arange(steps) < steps - 2, Source.POLICY, Source.HUMAN)
         proposed = rng.standard_normal((steps, 3)).astype(np.float32)

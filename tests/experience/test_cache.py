@@ -33,9 +33,7 @@ def fill(store: ExperienceStore, episodes: list[Episode]) -> None:
 
 def check_pictures(frames: FrameCache, episodes: list[Episode]) -> None:
     for camera in frames.store.cameras:
-        np.testing.assert_array_equal(
-            frames.array(camera), np.concatenate([e.images[camera] for e in episodes])
-        )
+        np.testing.assert_array_equal(frames.array(camera), np.concatenate([e.images[camera] for e in episodes]))
 
 
 def change_episode(store: ExperienceStore, index: int) -> None:
@@ -96,9 +94,7 @@ def test_changed_episode_is_never_served_stale(
     frames = FrameCache(tmp_path / "cache", ExperienceStore.open(store.root))
     assert len(frames.array("top")) == 0  # nothing unchecked
     assert frames.update() == 2
-    expected = np.concatenate(
-        [episodes[0].images["top"], episodes[1].images["top"][::-1], episodes[2].images["top"]]
-    )
+    expected = np.concatenate([episodes[0].images["top"], episodes[1].images["top"][::-1], episodes[2].images["top"]])
     np.testing.assert_array_equal(frames.array("top"), expected)
     assert decoded == [0, 1, 2, 1, 2]
 

@@ -30,24 +30,16 @@ def files(root: Path) -> dict[Path, bytes]:
 def check_frames(frames: Frames, episodes: list[Episode]) -> None:
     """Every column of the store holds the episodes' steps in order."""
     for name in ("state", "action", "proposed_action", "source", "policy_version", "reward", "terminated"):
-        np.testing.assert_array_equal(
-            getattr(frames, name), np.concatenate([getattr(e, name) for e in episodes]), name
-        )
+        np.testing.assert_array_equal(getattr(frames, name), np.concatenate([getattr(e, name) for e in episodes]), name)
     np.testing.assert_array_equal(frames.truncated, np.concatenate([e.truncated for e in episodes]))
     np.testing.assert_array_equal(frames.success, np.concatenate([e.success for e in episodes]))
     np.testing.assert_array_equal(frames.step, np.concatenate([np.arange(e.steps) for e in episodes]))
-    np.testing.assert_array_equal(
-        frames.episode, np.repeat(range(len(episodes)), [e.steps for e in episodes])
-    )
-    np.testing.assert_array_equal(
-        frames.seed, np.repeat([e.seed for e in episodes], [e.steps for e in episodes])
-    )
+    np.testing.assert_array_equal(frames.episode, np.repeat(range(len(episodes)), [e.steps for e in episodes]))
+    np.testing.assert_array_equal(frames.seed, np.repeat([e.seed for e in episodes], [e.steps for e in episodes]))
     assert [frames.tasks[i] for i in frames.task_index] == [e.task for e in episodes for _ in range(e.steps)]
 
 
-def test_appended_episode_comes_back_through_lerobot(
-    store: ExperienceStore, make_episode: MakeEpisode
-) -> None:
+def test_appended_episode_comes_back_through_lerobot(store: ExperienceStore, make_episode: MakeEpisode) -> None:
     episode = make_episode()
     assert store.append(episode) == 0
     dataset = load_with_lerobot(store)
@@ -70,9 +62,7 @@ def test_appended_episode_comes_back_through_lerobot(
     assert [dataset[t]["has_proposal"].item() for t in (4, 5)] == [True, False]
 
 
-def test_appended_episodes_come_back_through_the_store(
-    store: ExperienceStore, make_episode: MakeEpisode
-) -> None:
+def test_appended_episodes_come_back_through_the_store(store: ExperienceStore, make_episode: MakeEpisode) -> None:
     episodes = [
         make_episode(0, steps=6),
         make_episode(1, steps=3, task="open the door"),
@@ -117,14 +107,9 @@ def test_videos_come_back_within_what_the_codec_loses(tmp_path: Path, make_episo
         assert np.abs(through_lerobot - images[camera][4]).mean() < 4
 
 
-def test_policy_sees_nothing_but_pictures_state_and_action(
-    store: ExperienceStore, make_episode: MakeEpisode
-) -> None:
+def test_policy_sees_nothing_but_pictures_state_and_action(store: ExperienceStore, make_episode: MakeEpisode) -> None:
     store.append(make_episode())
-    seen = {
-        key: feature.type
-        for key, feature in dataset_to_policy_features(load_with_lerobot(store).features).items()
-    }
+    seen = {key: feature.type for key, feature in dataset_to_policy_features(load_with_lerobot(store).features).items()}
     assert seen == {
         "observation.images.top": FeatureType.VISUAL,
         "observation.images.wrist": FeatureType.VISUAL,
@@ -146,9 +131,7 @@ def test_statistics_are_json_and_of_all_steps(store: ExperienceStore, make_episo
     np.testing.assert_allclose(stats["action"]["mean"], actions.mean(0), atol=1e-5)
     np.testing.assert_allclose(stats["action"]["std"], actions.std(0), atol=1e-5)
     tops = np.concatenate([e.images["top"] for e in episodes])
-    np.testing.assert_allclose(
-        np.ravel(stats["observation.images.top"]["mean"]), tops.mean((0, 1, 2)) / 255, atol=1e-4
-    )
+    np.testing.assert_allclose(np.ravel(stats["observation.images.top"]["mean"]), tops.mean((0, 1, 2)) / 255, atol=1e-4)
 
 
 def test_store_continues_what_lerobot_recorded_and_lerobot_what_the_store_did(
@@ -158,12 +141,8 @@ def test_store_continues_what_lerobot_recorded_and_lerobot_what_the_store_did(
 
     def record(dataset: LeRobotDataset, episode: Episode) -> None:
         for t in range(episode.steps):
-            frame = {
-                key: np.zeros(f["shape"], f["dtype"]) for key, f in columns.items() if f["shape"] == (1,)
-            }
-            frame |= {
-                f"observation.images.{camera}": pictures[t] for camera, pictures in episode.images.items()
-            }
+            frame = {key: np.zeros(f["shape"], f["dtype"]) for key, f in columns.items() if f["shape"] == (1,)}
+            frame |= {f"observation.images.{camera}": pictures[t] for camera, pictures in episode.images.items()}
             frame |= {
                 "observation.state": episode.state[t],
                 "action": episode.action[t],
@@ -234,18 +213,14 @@ def test_death_between_any_two_steps_of_a_commit_keeps_the_store_whole(
     counted = json.loads((again.root / "meta/stats.json").read_text())["action"]["count"]
     assert counted == [again.num_frames]
     again.append(make_episode(3, task="another task"))
-    check_frames(
-        ExperienceStore.open(store.root).columns(), [*expected, make_episode(3, task="another task")]
-    )
+    check_frames(ExperienceStore.open(store.root).columns(), [*expected, make_episode(3, task="another task")])
     dataset = load_with_lerobot(again)
     assert len(dataset) == again.num_frames
     assert dataset[len(dataset) - 1]["task"] == "another task"
     assert dataset[0]["task"] == kept[0].task
 
 
-def test_killed_recorder_loses_no_committed_episode(
-    store: ExperienceStore, make_episode: MakeEpisode
-) -> None:
+def test_killed_recorder_loses_no_committed_episode(store: ExperienceStore, make_episode: MakeEpisode) -> None:
     reader, writer = os.pipe()
 
     def append_for_ever() -> None:
@@ -276,8 +251,7 @@ def test_leftovers_are_moved_aside_with_one_line(
 ) -> None:
     store.append(make_episode(0))
     half = [
-        store.root / name
-        for name in ("data/chunk-000/file-001.parquet", "meta/episodes/chunk-000/file-001.parquet")
+        store.root / name for name in ("data/chunk-000/file-001.parquet", "meta/episodes/chunk-000/file-001.parquet")
     ]
     for path in half:
         path.write_bytes(b"PAR1 half a file")

@@ -28,9 +28,7 @@ def play(world, *, ask=flee, human=None, seed=7, **knobs):
 
 
 def corrected(world, *, patience=6, **knobs):
-    human = HumanConfig(
-        patience_steps=patience, min_progress=20.0, time_fraction=None, reaction_delay_steps=0
-    )
+    human = HumanConfig(patience_steps=patience, min_progress=20.0, time_fraction=None, reaction_delay_steps=0)
     return play(world, human=human, **knobs)
 
 

@@ -31,9 +31,7 @@ def takeover_step(progress, *, max_steps=100, seed=0, **knobs):
 
 def test_comes_after_as_long_without_progress_as_its_patience():
     # Progress ends with step 3; patience 5 is over at step 8.
-    assert (
-        takeover_step([1, 2, 3] + [3] * 20, patience_steps=5, time_fraction=None, reaction_delay_steps=0) == 8
-    )
+    assert takeover_step([1, 2, 3] + [3] * 20, patience_steps=5, time_fraction=None, reaction_delay_steps=0) == 8
 
 
 def test_creeping_progress_counts_once_it_adds_up():
@@ -41,10 +39,7 @@ def test_creeping_progress_counts_once_it_adds_up():
     creeping = [0.04 * step for step in range(1, 50)]
     assert takeover_step(creeping, patience_steps=5, time_fraction=None) is None
     # At 0.01 a step it takes ten.
-    assert (
-        takeover_step([x / 4 for x in creeping], patience_steps=5, time_fraction=None, reaction_delay_steps=0)
-        == 5
-    )
+    assert takeover_step([x / 4 for x in creeping], patience_steps=5, time_fraction=None, reaction_delay_steps=0) == 5
 
 
 def test_comes_when_its_share_of_the_time_is_used():

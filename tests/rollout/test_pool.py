@@ -14,9 +14,7 @@ from aloe.rollout.pool import EpisodeRequest, WorkerError, WorldPool
 from aloe.types import NO_POLICY, Source
 from aloe.worlds.metaworld import MetaWorldConfig
 
-WORLD = MetaWorldConfig(
-    task="reach-v3", cameras=("topview", "corner2"), image_size=16, max_steps=12, action_repeat=2
-)
+WORLD = MetaWorldConfig(task="reach-v3", cameras=("topview", "corner2"), image_size=16, max_steps=12, action_repeat=2)
 REQUESTS = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(0, "collect", 4))]
 HUMAN = HumanConfig(patience_steps=5, min_progress=1.0, reaction_delay_steps=1, action_noise=0.1)
 
@@ -36,9 +34,7 @@ class Wanderer:
         if self.pauses is not None:
             time.sleep(self.pauses.uniform(0, 0.03))  # disturbs the order in which the workers are served
         brightness = sum(picture.mean((1, 2, 3)) for picture in images.values()) / 512
-        return np.clip(0.5 * noise + state[:, None] + brightness[:, None, None] - 0.7, -2, 2).astype(
-            np.float32
-        )
+        return np.clip(0.5 * noise + state[:, None] + brightness[:, None, None] - 0.7, -2, 2).astype(np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -73,9 +73,7 @@ def exact_q(outcome: np.ndarray, current: Plan, others: Plan, discount: float) -
     earned = np.array([np.mean([r for r, _ in chunks]) for chunks in played])
     onward = np.array([np.mean([m for _, m in chunks], axis=0) for chunks in played])
     value = np.linalg.solve(np.eye(STATES) - onward, earned)
-    return {
-        (s, chunk): r + m @ value for s in range(STATES) for chunk in others[s] for r, m in [execute(s, chunk)]
-    }
+    return {(s, chunk): r + m @ value for s in range(STATES) for chunk in others[s] for r, m in [execute(s, chunk)]}
 
 
 def shared_tails(horizon: int) -> tuple[Plan, Plan]:

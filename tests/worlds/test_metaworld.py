@@ -8,9 +8,7 @@ from aloe.worlds.metaworld import CAMERAS, INSTRUCTIONS, MetaWorld, MetaWorldCon
 
 @pytest.fixture(scope="module")
 def world():
-    world = MetaWorld(
-        MetaWorldConfig(task="reach-v3", cameras=("topview", "corner2"), image_size=32, max_steps=5)
-    )
+    world = MetaWorld(MetaWorldConfig(task="reach-v3", cameras=("topview", "corner2"), image_size=32, max_steps=5))
     yield world
     world.close()
 

@@ -61,9 +61,7 @@ class FeatureCache:
         if not re.fullmatch(r"\w[\w.-]*", key):
             raise ValueError(f"key {key!r} names a folder: letters, digits, '_', '-' and '.' only")
         self._frames = frames
-        self._rows = _RowFiles(
-            Path(root) / key, {"features": (len(frames.store.cameras), *shape)}, np.float16
-        )
+        self._rows = _RowFiles(Path(root) / key, {"features": (len(frames.store.cameras), *shape)}, np.float16)
 
     def update(
         self,
@@ -83,9 +81,7 @@ class FeatureCache:
             parts = []
             for first in range(start, end, batch_size):
                 rows = slice(first, min(first + batch_size, end))
-                parts.append(
-                    encode({camera: np.array(self._frames.array(camera)[rows]) for camera in store.cameras})
-                )
+                parts.append(encode({camera: np.array(self._frames.array(camera)[rows]) for camera in store.cameras}))
             return {"features": np.concatenate(parts)}
 
         return self._rows.update(store, features, "encoding pictures")
@@ -122,9 +118,7 @@ class _RowFiles:
                 self._arrays[name] = np.memmap(self._file(name), self._dtype, "r", shape=(rows, *shape))
         return len(wanted) - same
 
-    def _build(
-        self, wanted: list[list], first: int, make: Callable[[int], dict[str, ndarray]], verb: str
-    ) -> None:
+    def _build(self, wanted: list[list], first: int, make: Callable[[int], dict[str, ndarray]], verb: str) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         start = sum(steps for _, steps in wanted[:first])
         committed = time.monotonic()
@@ -170,9 +164,7 @@ class _RowFiles:
         """[digest, steps] of the episodes on disk; none where the rows are of another kind."""
         path = self._folder / "index.json"
         index = json.loads(path.read_text()) if path.exists() else {}
-        return (
-            index["episodes"] if {**index, "episodes": None} == {**self._header(), "episodes": None} else []
-        )
+        return index["episodes"] if {**index, "episodes": None} == {**self._header(), "episodes": None} else []
 
     def _write_index(self, episodes: list[list]) -> None:
         new = self._folder / "index.json.new"

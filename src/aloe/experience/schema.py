@@ -103,14 +103,10 @@ def features(
     Raises ValueError for a camera that LeRobot could not name or that has no pixels.
     """
     if not cameras or state_dim < 1 or action_dim < 1:
-        raise ValueError(
-            f"needs a camera, a state and an action; got {cameras=}, {state_dim=}, {action_dim=}"
-        )
+        raise ValueError(f"needs a camera, a state and an action; got {cameras=}, {state_dim=}, {action_dim=}")
     for camera, (h, w) in cameras.items():
         if not camera or "/" in camera or h < 1 or w < 1:
-            raise ValueError(
-                f"camera {camera!r} of {h} x {w} pixels: a name without '/' and a size are needed"
-            )
+            raise ValueError(f"camera {camera!r} of {h} x {w} pixels: a name without '/' and a size are needed")
     pictures = {
         IMAGES + camera: {
             "dtype": "video" if video else "image",

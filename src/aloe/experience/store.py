@@ -117,9 +117,7 @@ class ExperienceStore:
         """
         root = Path(root)
         if not (root / "meta/info.json").is_file():
-            raise ValueError(
-                f"{root} is no store: it has no meta/info.json; make one with ExperienceStore.create()"
-            )
+            raise ValueError(f"{root} is no store: it has no meta/info.json; make one with ExperienceStore.create()")
         check_features(load_info(root).features)
         with _locked(root):
             store = cls(root)
@@ -188,9 +186,7 @@ class ExperienceStore:
     def _check(self, episode: Episode) -> None:
         """Raise ValueError unless the episode has the store's cameras and dimensions."""
         if set(episode.images) != set(self.cameras):
-            raise ValueError(
-                f"the episode has cameras {sorted(episode.images)}, the store {sorted(self.cameras)}"
-            )
+            raise ValueError(f"the episode has cameras {sorted(episode.images)}, the store {sorted(self.cameras)}")
         for camera, (h, w) in self.cameras.items():
             pictures = episode.images[camera]
             if pictures.shape != (episode.steps, h, w, 3) or pictures.dtype != np.uint8:
@@ -207,9 +203,7 @@ class ExperienceStore:
                 raise ValueError(f"{name} has shape {shape}, the store needs {(episode.steps, dim)}")
         missing = np.isnan(episode.proposed_action)
         if (missing.any(1) != missing.all(1)).any() or np.isinf(episode.proposed_action).any():
-            raise ValueError(
-                "a step's proposed_action must be finite, or NaN throughout where nothing was proposed"
-            )
+            raise ValueError("a step's proposed_action must be finite, or NaN throughout where nothing was proposed")
         if not np.isfinite(episode.reward).all():
             raise ValueError("reward holds NaN or infinite values")
 
@@ -218,9 +212,7 @@ class ExperienceStore:
         meta = LeRobotDatasetMetadata.create(self.root.name, self.fps, {}, root=staging)
         meta.info = copy.deepcopy(self._info)
         meta.stats = self._stats
-        meta.tasks = pd.DataFrame(
-            {"task_index": range(len(self.tasks))}, index=pd.Index(self.tasks, name="task")
-        )
+        meta.tasks = pd.DataFrame({"task_index": range(len(self.tasks))}, index=pd.Index(self.tasks, name="task"))
         # LeRobot looks only at where the last episode ends.
         meta.episodes = Dataset.from_list(self._episodes[-1:]) if self._episodes else None
         meta.save_episode_tasks([episode.task])
@@ -262,9 +254,7 @@ class ExperienceStore:
             "index": np.arange(self.num_frames, self.num_frames + steps),
             "task_index": np.full(steps, task_index),
         }
-        shapes = {
-            key: (steps,) if self._info.features[key]["shape"] == (1,) else (steps, -1) for key in columns
-        }
+        shapes = {key: (steps,) if self._info.features[key]["shape"] == (1,) else (steps, -1) for key in columns}
         return {
             key: np.asarray(column, self._info.features[key]["dtype"]).reshape(shapes[key])
             for key, column in columns.items()
@@ -286,10 +276,7 @@ class ExperienceStore:
         for field in schema:
             if field.name.startswith(IMAGES):
                 pictures = episode.images[field.name.removeprefix(IMAGES)]
-                cells = [
-                    {"bytes": _png(picture), "path": f"frame-{t:06d}.png"}
-                    for t, picture in enumerate(pictures)
-                ]
+                cells = [{"bytes": _png(picture), "path": f"frame-{t:06d}.png"} for t, picture in enumerate(pictures)]
                 arrays.append(pa.array(cells, field.type))
             elif columns[field.name].ndim == 2:
                 arrays.append(pa.array(list(columns[field.name]), field.type))
@@ -338,9 +325,7 @@ class ExperienceStore:
             key = IMAGES + camera
             if key not in self._video_keys:
                 cells = self._read(index, [key])[key].combine_chunks().field("bytes")
-                pictures[camera] = np.stack(
-                    [np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells]
-                )
+                pictures[camera] = np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
                 continue
             path = self.root / _path(self._info.video_path, row, f"videos/{key}", video_key=key)
             start = row[f"videos/{key}/from_timestamp"]
@@ -395,8 +380,7 @@ class ExperienceStore:
         types = {key: self._info.features[key]["dtype"] for key in [*COLUMNS.values(), *VECTORS]}
         parts = {name: np.zeros(0, types[key]) for name, key in COLUMNS.items()}
         return parts | {
-            name: np.zeros((0, self._info.features[key]["shape"][0]), types[key])
-            for key, name in VECTORS.items()
+            name: np.zeros((0, self._info.features[key]["shape"][0]), types[key]) for key, name in VECTORS.items()
         }
 
     # ---- after a crash
@@ -467,9 +451,7 @@ def _move_into_place(staging: Path, root: Path) -> None:
 def _path(template: str | None, row: dict[str, Any], kind: str, **keys: str) -> Path:
     """A file's place, by LeRobot's template and a row of `meta/episodes`, which numbers each kind."""
     assert template is not None
-    return Path(
-        template.format(chunk_index=row[f"{kind}/chunk_index"], file_index=row[f"{kind}/file_index"], **keys)
-    )
+    return Path(template.format(chunk_index=row[f"{kind}/chunk_index"], file_index=row[f"{kind}/file_index"], **keys))
 
 
 def _episode_rows(root: Path, statistics: bool = False) -> list[dict[str, Any]]:

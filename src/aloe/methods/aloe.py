@@ -48,15 +48,11 @@ class AloeConfig:
             raise ValueError(f"failed_share must lie in [0, 1], not {self.failed_share}")
 
 
-def actor_rows(
-    frames: Frames, windows: Windows, evaluation: Evaluation, config: AloeConfig
-) -> ActorRows:
+def actor_rows(frames: Frames, windows: Windows, evaluation: Evaluation, config: AloeConfig) -> ActorRows:
     """Every window of the store with its weight; windows of weight 0 are left out of the batches."""
     advantage = torch.from_numpy(evaluation.advantage)
     beta = config.beta_scale * float(advantage.std(correction=0))
     weight = advantage_weight(advantage, beta, config.clip).numpy()
     failed = ~windows.fragment_success & windows.has_target
     weight = np.where(failed, config.failed_share * weight, weight).astype(np.float32)
-    return ActorRows(
-        rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad
-    )
+    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)

@@ -71,7 +71,10 @@ class PolicyBundle:
             policy = get_policy_class(kind).from_pretrained(
                 folder, config=PreTrainedConfig.from_pretrained(folder), strict=True
             )
-        except (RuntimeError, FileNotFoundError) as error:  # what torch raises for missing keys and other shapes
+        except (
+            RuntimeError,
+            FileNotFoundError,
+        ) as error:  # what torch raises for missing keys and other shapes
             raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
         pre, post = make_pre_post_processors(policy.config, pretrained_path=str(folder))
         return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
@@ -94,6 +97,15 @@ def encode_images(policy: PreTrainedPolicy, batch: dict[str, Tensor]) -> Float[T
     match policy:
         case TinyVLAPolicy():
             return policy.encode_images(batch)
+        case _:
+            raise _unsupported(policy)
+
+
+def feature_dim(policy: PreTrainedPolicy) -> int:
+    """D of `encode_images`."""
+    match policy:
+        case TinyVLAPolicy():
+            return policy.feature_dim
         case _:
             raise _unsupported(policy)
 
@@ -138,9 +150,7 @@ def flow_residual(
     """
     match policy:
         case TinyVLAPolicy():
-            prefix = policy.prefix(
-                policy.encode_images(batch, generator), batch[OBS_STATE], batch[LANGUAGE_EMBEDDING]
-            )
+            prefix = policy.prefix(policy.encode_images(batch, generator), batch[OBS_STATE], batch[LANGUAGE_EMBEDDING])
             velocity = policy.velocity(flow_interpolate(batch[ACTION], noise, time), time, prefix)
             return flow_matching_residual(velocity, batch[ACTION], noise)
         case _:
@@ -191,8 +201,6 @@ class PolicyPlayer:
         tasks: list[str],
         noise: Float32[ndarray, "W H A"],
     ) -> Float32[ndarray, "W H A"]:
-        batch = self.bundle.preprocessor(
-            {**image_batch(images), OBS_STATE: torch.from_numpy(state), "task": tasks}
-        )
+        batch = self.bundle.preprocessor({**image_batch(images), OBS_STATE: torch.from_numpy(state), "task": tasks})
         chunks = self.bundle.policy.predict_action_chunk(batch, noise=torch.from_numpy(noise).to(batch[OBS_STATE]))
         return self.bundle.postprocessor(chunks).numpy()

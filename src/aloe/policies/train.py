@@ -13,7 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aloe.losses import weighted_flow_matching_loss
-from aloe.policies.flow import PolicyBundle, chunk_shape, flow_residual, image_batch, sample_chunks, vision_tower
+from aloe.policies.flow import (
+    PolicyBundle,
+    chunk_shape,
+    flow_residual,
+    image_batch,
+    sample_chunks,
+    vision_tower,
+)
 from aloe.training import Log, cosine_rate, generator_for, load_state, save_state, set_rate
 
 
@@ -181,7 +188,5 @@ def sample_all_chunks(
     horizon, action_dim = chunk_shape(bundle.policy)
     for start in tqdm(range(0, frames, batch_size), desc="sample chunks", unit="batch", delay=2):
         rows = np.arange(start, min(start + batch_size, frames))
-        noise = torch.randn(
-            len(rows), samples, horizon, action_dim, generator=generator_for(*key, start // batch_size)
-        )
+        noise = torch.randn(len(rows), samples, horizon, action_dim, generator=generator_for(*key, start // batch_size))
         out[start : start + len(rows)] = sample_chunks(bundle.policy, data.batch(rows), noise).numpy()

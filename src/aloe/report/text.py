@@ -26,7 +26,15 @@ def read_summary(run: Path) -> dict[str, Any]:
 def summary_table(summary: dict[str, Any]) -> Table:
     """Round, episodes so far, human takeovers, success with its 95 % interval, steps to success, wall time."""
     table = Table(title=f"{summary['method']} on {summary['task']}, seed {summary['seed']}")
-    for name in ("round", "episodes", "takeovers", "success", "95 % interval", "steps to success", "wall time"):
+    for name in (
+        "round",
+        "episodes",
+        "takeovers",
+        "success",
+        "95 % interval",
+        "steps to success",
+        "wall time",
+    ):
         table.add_column(name, justify="right")
     elapsed = 0.0
     for row in summary["rounds"]:
@@ -51,7 +59,10 @@ def draw_curve(summaries: list[dict[str, Any]], path: Path) -> None:
         rounds = summary["rounds"]
         episodes = [row["episodes"] for row in rounds]
         axes.plot(
-            episodes, [100 * row["success"] for row in rounds], marker="o", label=f"{summary['method']}, seed {summary['seed']}"
+            episodes,
+            [100 * row["success"] for row in rounds],
+            marker="o",
+            label=f"{summary['method']}, seed {summary['seed']}",
         )
         axes.fill_between(
             episodes,

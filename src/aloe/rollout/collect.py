@@ -14,9 +14,7 @@ from aloe.worlds.metaworld import ACTION_DIM, MetaWorld
 
 Stage = Literal["demonstrate", "collect", "evaluate"]
 
-AskPolicy = Callable[
-    [int, dict[str, UInt8[ndarray, "h w 3"]], Float32[ndarray, "S"]], Float32[ndarray, "H A"]
-]
+AskPolicy = Callable[[int, dict[str, UInt8[ndarray, "h w 3"]], Float32[ndarray, "S"]], Float32[ndarray, "H A"]]
 """(decision number, pictures by camera, state) -> the actions that the policy proposes from here."""
 
 _STAGES: Final[dict[str, int]] = {"demonstrate": 0, "collect": 1, "evaluate": 2}

@@ -65,19 +65,13 @@ class HumanConfig:
 
     def __post_init__(self) -> None:
         if self.patience_steps is not None and self.patience_steps < 1:
-            raise ValueError(
-                "patience_steps must be at least 1, or None for a human who never minds a standstill"
-            )
+            raise ValueError("patience_steps must be at least 1, or None for a human who never minds a standstill")
         if self.time_fraction is not None and not 0.0 < self.time_fraction <= 1.0:
-            raise ValueError(
-                "time_fraction must lie in (0, 1], or be None for a human who never minds the time"
-            )
+            raise ValueError("time_fraction must lie in (0, 1], or be None for a human who never minds the time")
         if not 0.0 <= self.miss_probability <= 1.0:
             raise ValueError(f"miss_probability must lie in [0, 1], not {self.miss_probability}")
         if self.min_progress <= 0.0:
-            raise ValueError(
-                "min_progress must be positive: otherwise standing still would count as progress"
-            )
+            raise ValueError("min_progress must be positive: otherwise standing still would count as progress")
         if self.reaction_delay_steps < 0 or self.action_noise < 0.0:
             raise ValueError("reaction_delay_steps and action_noise must not be negative")
 
@@ -113,11 +107,7 @@ class ScriptedHuman:
         stuck = config.patience_steps is not None and step - self._waiting_since >= config.patience_steps
         if stuck:
             self._waiting_since = step
-        late = (
-            config.time_fraction is not None
-            and not self._was_late
-            and step >= config.time_fraction * self.max_steps
-        )
+        late = config.time_fraction is not None and not self._was_late and step >= config.time_fraction * self.max_steps
         self._was_late = self._was_late or late
         return stuck or late
 

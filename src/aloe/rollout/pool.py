@@ -177,16 +177,12 @@ class WorldPool:
         if len({request.index for request in requests}) < len(requests):
             raise ValueError("every request needs an index of its own")
         if policy is None and (human is not None or policy_version != NO_POLICY):
-            raise ValueError(
-                "a demonstration has no policy: leave human and policy_version at their defaults"
-            )
+            raise ValueError("a demonstration has no policy: leave human and policy_version at their defaults")
         if policy is not None:
             if policy_version < 0:
                 raise ValueError("policy_version must say, by a number from 0, which policy is playing")
             if demo_noise != 0.0:
-                raise ValueError(
-                    "demo_noise is for demonstrations; a human's noise is HumanConfig.action_noise"
-                )
+                raise ValueError("demo_noise is for demonstrations; a human's noise is HumanConfig.action_noise")
             if not 1 <= execute <= policy.chunk_shape[0]:
                 raise ValueError(f"execute must lie in 1..{policy.chunk_shape[0]} (the chunk), not {execute}")
         order = {
@@ -255,9 +251,7 @@ class WorldPool:
         slot_of: dict[Any, int] = {self._slots[slot].connection: slot for slot in slots}
         return sorted(slot_of[connection] for connection in wait(list(slot_of), None if block else 0))
 
-    def _decide(
-        self, policy: ChunkPolicy, asks: dict[int, Message], playing: dict[int, EpisodeRequest]
-    ) -> None:
+    def _decide(self, policy: ChunkPolicy, asks: dict[int, Message], playing: dict[int, EpisodeRequest]) -> None:
         """Calls the policy once for all who wait, and sends each its chunk."""
         W, size, shape = self.workers, self.world.image_size, policy.chunk_shape
         images = {camera: np.zeros((W, size, size, 3), np.uint8) for camera in self.world.cameras}
@@ -270,14 +264,10 @@ class WorldPool:
             noise[slot] = decision_noise(playing[slot].seed, ask.fields["decision"], shape)
         chunks = np.asarray(policy(images, state, [self.world.instruction] * W, noise), np.float32)
         if chunks.shape != noise.shape:
-            raise ValueError(
-                f"the policy returned actions of shape {chunks.shape}; it announced {noise.shape}"
-            )
+            raise ValueError(f"the policy returned actions of shape {chunks.shape}; it announced {noise.shape}")
         for slot in asks:
             if not np.isfinite(chunks[slot]).all():
-                raise ValueError(
-                    "the policy returned NaN or infinite actions; it has probably diverged in training"
-                )
+                raise ValueError("the policy returned NaN or infinite actions; it has probably diverged in training")
         for slot in asks:
             self._send(slot, "chunk", arrays={"chunk": chunks[slot]})
 
@@ -320,9 +310,7 @@ class WorldPool:
         try:
             code = worker.process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
-            return WorkerError(
-                f"worker {slot} hung up{doing}, but still runs; close the pool and open a new one"
-            )
+            return WorkerError(f"worker {slot} hung up{doing}, but still runs; close the pool and open a new one")
         worker.log.seek(0)
         last_words = worker.log.read()[-2000:].decode(errors="replace").strip()
         cause = f"signal {-code}" if code < 0 else f"exit status {code}"

@@ -87,9 +87,7 @@ class ChunkCritic(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)) for _ in range(config.critics)
         )
 
-    def forward(
-        self, observations: Observations, action: Float[Tensor, "B H A"] | None = None
-    ) -> Float[Tensor, "B K"]:
+    def forward(self, observations: Observations, action: Float[Tensor, "B H A"] | None = None) -> Float[Tensor, "B K"]:
         """Values of one normalised chunk per observation.
 
         Raises:
@@ -112,9 +110,7 @@ class ChunkCritic(nn.Module):
         hidden = self.trunk(torch.cat(tokens, 1) + self.position)
         return torch.cat([head(hidden[:, k]) for k, head in enumerate(self.heads)], -1)
 
-    def of_samples(
-        self, observations: Observations, actions: Float[Tensor, "B M H A"]
-    ) -> Float[Tensor, "B M K"]:
+    def of_samples(self, observations: Observations, actions: Float[Tensor, "B M H A"]) -> Float[Tensor, "B M K"]:
         """Values of M chunks for each observation."""
         batch, samples = actions.shape[:2]
         return self(observations.repeat(samples), actions.flatten(0, 1)).view(batch, samples, -1)

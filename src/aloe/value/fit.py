@@ -5,6 +5,7 @@ V and the filling of tails draw on those samples.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, assert_never
@@ -106,10 +107,10 @@ class CriticState:
         self.optimizer = torch.optim.AdamW(critic.parameters(), **settings)
         self.value_optimizer = None if value is None else torch.optim.AdamW(value.parameters(), **settings)
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:
         return {"critic": self.critic, "target": self.target} | ({"value": self.value} if self.value else {})
 
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
+    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         extra = {"value_optimizer": self.value_optimizer} if self.value_optimizer else {}
         return {"optimizer": self.optimizer} | extra
 
@@ -143,7 +144,9 @@ def fit_critic(
         )
     first = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
     state.critic.train()
-    for step in tqdm(range(first, config.steps), desc="critic", unit="step", initial=first, total=config.steps, delay=2):
+    for step in tqdm(
+        range(first, config.steps), desc="critic", unit="step", initial=first, total=config.steps, delay=2
+    ):
         generator = generator_for(*key, step)
         batch = rows[torch.randint(len(rows), (config.batch_size,), generator=generator).numpy()]
         rate = cosine_rate(step, config.steps, config.learning_rate, config.warmup)
@@ -171,7 +174,12 @@ def critic_step(
     q = state.critic(observations, chunk)
     loss = critic_loss(q, target)
     _descend(state.optimizer, state.critic, loss, rate, config.clip_norm)
-    metrics = {"loss": loss.detach(), "q": q.detach().mean(), "target": target.mean(), "spread": q.detach().std(-1).mean()}
+    metrics = {
+        "loss": loss.detach(),
+        "q": q.detach().mean(),
+        "target": target.mean(),
+        "spread": q.detach().std(-1).mean(),
+    }
     if state.value is not None and state.value_optimizer is not None:
         with torch.no_grad():
             better = aggregate(state.target(observations, chunk), config.target_aggregation, config.std_weight)
@@ -228,9 +236,7 @@ def td_target(
             assert_never(config.bootstrap)
 
 
-def _descend(
-    optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, rate: float, clip_norm: float
-) -> None:
+def _descend(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, rate: float, clip_norm: float) -> None:
     set_rate(optimizer, rate)
     optimizer.zero_grad()
     loss.backward()

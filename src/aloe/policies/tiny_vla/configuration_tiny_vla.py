@@ -50,9 +50,7 @@ class TinyVLAConfig(PreTrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise ValueError(
-                f"n_action_steps must lie in 1..chunk_size ({self.chunk_size}), not {self.n_action_steps}"
-            )
+            raise ValueError(f"n_action_steps must lie in 1..chunk_size ({self.chunk_size}), not {self.n_action_steps}")
 
     def validate_features(self) -> None:
         if not self.image_features:

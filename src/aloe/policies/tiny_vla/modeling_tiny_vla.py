@@ -56,6 +56,7 @@ class FlowHead(nn.Module):
 
     def __init__(self, chunk_dim: int, prefix_dim: int, width: int, depth: int) -> None:
         super().__init__()
+        self.frequencies: Tensor
         self.register_buffer("frequencies", torch.pi * 2.0 ** torch.arange(6), persistent=False)
         self.enter = nn.Linear(chunk_dim + 12, width)
         self.condition = nn.Linear(prefix_dim, width)
@@ -84,7 +85,8 @@ class TinyVLAPolicy(PreTrainedPolicy):
     def __init__(self, config: TinyVLAConfig, **kwargs: Any) -> None:
         super().__init__(config)
         config.validate_features()
-        assert config.robot_state_feature is not None and config.action_feature is not None
+        assert config.robot_state_feature is not None
+        assert config.action_feature is not None
         self.config: TinyVLAConfig = config
         self.action_dim = config.action_feature.shape[0]
         self.cameras = list(config.image_features)
@@ -92,12 +94,20 @@ class TinyVLAPolicy(PreTrainedPolicy):
         self.language = nn.Sequential(nn.Linear(LANGUAGE_DIM, 32), nn.SiLU())
         seen = len(self.cameras) * self.vision_tower.feature_dim + config.robot_state_feature.shape[0] + 32
         self.fuse = nn.Sequential(
-            nn.Linear(seen, config.width), nn.LayerNorm(config.width), nn.SiLU(), nn.Linear(config.width, config.width)
+            nn.Linear(seen, config.width),
+            nn.LayerNorm(config.width),
+            nn.SiLU(),
+            nn.Linear(config.width, config.width),
         )
         self.flow_head = FlowHead(config.chunk_size * self.action_dim, config.width, config.width, config.depth)
         self.reset()
 
     # -- the parts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of `encode_images`' output."""
+        return self.vision_tower.feature_dim
 
     def encode_images(
         self, batch: dict[str, Tensor], generator: torch.Generator | None = None

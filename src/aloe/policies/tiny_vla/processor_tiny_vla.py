@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lerobot.configs.types import FeatureType, PipelineFeatureType, PolicyFeature
@@ -60,11 +60,11 @@ class InstructionEmbeddingStep(ProcessorStep):
         if tasks is None:
             raise ValueError("tiny_vla needs the instruction in words: a batch must carry `task`")
         tasks = [tasks] if isinstance(tasks, str) else tasks
-        result = transition.copy()
+        result: dict[Any, Any] = {**transition}
         observation = dict(transition.get(TransitionKey.OBSERVATION) or {})
         observation[LANGUAGE_EMBEDDING] = torch.stack([embed_instruction(task) for task in tasks])
         result[TransitionKey.OBSERVATION] = observation
-        return result
+        return cast(EnvTransition, result)
 
     def transform_features(
         self, features: dict[PipelineFeatureType, dict[str, PolicyFeature]]
@@ -78,7 +78,8 @@ class InstructionEmbeddingStep(ProcessorStep):
 def make_tiny_vla_pre_post_processors(
     config: TinyVLAConfig, dataset_stats: dict[str, dict[str, Tensor]] | None = None
 ) -> tuple[
-    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]], PolicyProcessorPipeline[PolicyAction, PolicyAction]
+    PolicyProcessorPipeline[dict[str, Any], dict[str, Any]],
+    PolicyProcessorPipeline[PolicyAction, PolicyAction],
 ]:
     """The pair that LeRobot's factory looks for by this name."""
     steps = make_default_policy_processor_steps(config, dataset_stats)

@@ -1,0 +1,98 @@
+"""Does the policy use what it is given? Two tasks in one scene, told apart by the instruction alone.
+
+One tiny_vla is cloned from demonstrations of `faucet-open-v3` and `faucet-close-v3` (the same faucet in the same places),
+then measured as it is, with the two instructions exchanged, and with black pictures.
+
+    .venv/bin/python benchmarks/inputs.py --seeds 0 1 --episodes 40
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aloe import stages
+from aloe.evaluation.success import wilson_interval
+from aloe.experience.windows import WindowConfig, return_scale
+from aloe.policies.flow import PolicyBundle, PolicyPlayer
+from aloe.policies.train import ActorConfig
+from aloe.rollout.collect import episode_seeds
+from aloe.rollout.pool import EpisodeRequest, WorldPool
+from aloe.worlds.metaworld import INSTRUCTIONS, MetaWorldConfig
+
+TASKS = ("faucet-open-v3", "faucet-close-v3")
+OTHER = {INSTRUCTIONS[a]: INSTRUCTIONS[b] for a, b in (TASKS, TASKS[::-1])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deceived(PolicyPlayer):
+    """A policy whose inputs are tampered with before it sees them."""
+
+    tamper: Callable[[dict[str, np.ndarray], list[str]], tuple[dict[str, np.ndarray], list[str]]]
+
+    def __call__(self, images, state, tasks, noise):
+        images, tasks = self.tamper(images, tasks)
+        return super().__call__(images, state, tasks, noise)
+
+
+CONDITIONS = {
+    "as it is": lambda images, tasks: (images, tasks),
+    "instructions exchanged": lambda images, tasks: (images, [OTHER.get(task, task) for task in tasks]),
+    "black pictures": lambda images, tasks: ({name: np.zeros_like(p) for name, p in images.items()}, tasks),
+}
+
+
+def world(task: str) -> MetaWorldConfig:
+    return MetaWorldConfig(task=task, max_steps=50, action_repeat=4)
+
+
+def clone(seed: int, demos: int, steps: int, folder: Path) -> PolicyBundle:
+    """One policy from `demos` demonstrations of each task."""
+    store = stages.open_store(folder / "experience", world(TASKS[0]))
+    for task in TASKS:
+        with WorldPool(world(task), 2) as pool:
+            requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "demonstrate", demos))]
+            for episode in pool.play(requests, None, demo_noise=0.1, progress=task):
+                store.append(episode)
+    frames, window = store.columns(), WindowConfig()
+    bundle = stages.new_policy(store, stages.PolicyConfig(), window.horizon, (seed, "sft"))
+    rows = stages.sft_rows(frames, window, return_scale(frames))
+    config = ActorConfig(steps=steps)
+    stages.train_policy(bundle, store, folder / "cache", rows, config, (seed, "sft"), folder, label="sft")
+    return bundle
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--demos", type=int, default=10, help="demonstrations of each task")
+    parser.add_argument("--steps", type=int, default=800, help="gradient steps of cloning")
+    parser.add_argument("--episodes", type=int, default=40, help="evaluation episodes of each task and condition")
+    arguments = parser.parse_args()
+    won = {(task, name): 0 for task in TASKS for name in CONDITIONS}
+    for seed in arguments.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            bundle = clone(seed, arguments.demos, arguments.steps, Path(folder))
+        requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "evaluate", arguments.episodes))]
+        for task in TASKS:
+            with WorldPool(world(task), 2) as pool:
+                for name, tamper in CONDITIONS.items():
+                    player = Deceived(bundle=bundle, tamper=tamper)
+                    played = pool.play(requests, player, execute=4, record=False, policy_version=0, progress=f"{task}, {name}")
+                    won[task, name] += sum(episode.succeeded for episode in played)
+    count = len(arguments.seeds) * arguments.episodes
+    print(f"\nseeds {arguments.seeds}, {count} episodes a cell, success with 95 % Wilson interval\n")
+    print("| the policy is given | " + " | ".join(TASKS) + " |\n|---|" + "---|" * len(TASKS))
+    for name in CONDITIONS:
+        cells = []
+        for task in TASKS:
+            low, high = wilson_interval(won[task, name], count)
+            cells.append(f"{won[task, name] / count:.0%} ({low:.0%} to {high:.0%})")
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
