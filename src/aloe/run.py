@@ -72,7 +72,7 @@ class RunFolder:
                     f"{root} was made with another config ({'; '.join(changed[:4])}); "
                     "give the same options to go on with it, or choose another --output-dir"
                 )
-        elif root.exists() and any(root.iterdir()):
+        elif root.exists() and any(not path.name.endswith(".partial") for path in root.iterdir()):
             raise ValueError(f"{root} is not empty and holds no run; choose another --output-dir")
         else:
             write_json(config_file, plain)

@@ -330,11 +330,20 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
             language=language[picked],
         )
 
+    chunks = np.load(samples, mmap_mode="r")
+    horizon = inputs.windows.frames.shape[1]
+    if len(chunks) != len(inputs.frames):
+        raise ValueError(
+            f"{samples} holds chunks for {len(chunks)} frames, the store has {len(inputs.frames)}: it grew since; "
+            "choose another --output-dir"
+        )
+    if chunks.shape[2] < horizon:
+        raise ValueError(
+            f"the policy predicts chunks of {chunks.shape[2]} actions, the critic judges {horizon}; "
+            f"give --window.horizon {chunks.shape[2]} or less"
+        )
     return CriticData(
-        windows=inputs.windows,
-        observations=observations,
-        action=rows.action,
-        samples=np.load(samples, mmap_mode="r"),
+        windows=inputs.windows, observations=observations, action=rows.action, samples=chunks[:, :, :horizon]
     )
 
 

@@ -28,13 +28,14 @@ Plan = list[list[Chunk]]
 """For every state the chunks that a policy chooses from there, each equally often."""
 
 
-def corridor(slippery: bool) -> np.ndarray:
+def corridor(slippery: bool = True, pit: bool = True) -> np.ndarray:
     """Probability of each outcome of an action in a state, (STATES, ACTIONS, STATES + 2).
 
     The last two outcomes are success and failure. Success lies beyond the last state, so a chunk can end anywhere
-    within it. A leap goes twice as far and may end in the pit, from odd states more often.
+    within it. A leap goes twice as far and may end in the pit, from odd states more often. Without a pit who falls
+    is back in state 0.
     """
-    success, failure = STATES, STATES + 1
+    success, fallen = STATES, STATES + 1 if pit else 0
     outcome = np.zeros((STATES, ACTIONS, STATES + 2))
     for s in range(STATES):
         if slippery:
@@ -43,12 +44,12 @@ def corridor(slippery: bool) -> np.ndarray:
             fall = 0.35 if s % 2 else 0.1
             outcome[s, LEAP, min(s + 2, success)] += 0.9 - fall
             outcome[s, LEAP, s] += 0.1
-            outcome[s, LEAP, failure] += fall
+            outcome[s, LEAP, fallen] += fall
             outcome[s, RETREAT, max(s - 1, 0)] += 0.8
             outcome[s, RETREAT, s] += 0.2
         else:
-            outcome[s, WALK, min(s + 1, success)] = 1
-            outcome[s, LEAP, failure if s % 2 else min(s + 2, success)] = 1
+            outcome[s, WALK, s + 1] = 1
+            outcome[s, LEAP, fallen if s % 2 else s + 2] = 1
             outcome[s, RETREAT, max(s - 1, 0)] = 1
     assert np.allclose(outcome.sum(-1), 1)
     return outcome
@@ -95,6 +96,16 @@ def other_tails(horizon: int) -> tuple[Plan, Plan]:
     behaviour = [
         [(WALK,) * horizon, (LEAP,) * horizon, (RETREAT,) * (horizon - 1) + (LEAP,), (LEAP, *(WALK,) * (horizon - 1))]
         for _ in range(STATES)
+    ]
+    return current, behaviour
+
+
+def replanning(horizon: int) -> tuple[Plan, Plan]:
+    """(current, behaviour): how the behaviour begins a chunk tells where it saw itself: it leaps from even states only."""
+    current = [[(WALK,) * horizon] * 2 for _ in range(STATES)]
+    behaviour = [
+        [(first, *(rest,) * (horizon - 1)) for first in ((WALK, RETREAT) if s % 2 else (LEAP, WALK)) for rest in (WALK, LEAP)]
+        for s in range(STATES)
     ]
     return current, behaviour
 

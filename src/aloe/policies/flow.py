@@ -6,7 +6,9 @@ observation at one encoding, and its tower's parameters. Here they are for `tiny
 `match`. Everything inside is in the normalised units of the preprocessor.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -68,9 +70,10 @@ class PolicyBundle:
         if kind not in SUPPORTED:
             raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(SUPPORTED)}")
         try:
-            policy = get_policy_class(kind).from_pretrained(
-                folder, config=PreTrainedConfig.from_pretrained(folder), strict=True
-            )
+            with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints a line at every load
+                policy = get_policy_class(kind).from_pretrained(
+                    folder, config=PreTrainedConfig.from_pretrained(folder), strict=True
+                )
         except (
             RuntimeError,
             FileNotFoundError,
