@@ -13,7 +13,7 @@ from rich.console import Console
 
 from aloe import stages
 from aloe.experience.store import ExperienceStore
-from aloe.experience.windows import WindowConfig, return_scale
+from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.loop import PRESETS, RunConfig, run_circle
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.flow import PolicyBundle
@@ -208,7 +208,7 @@ class Improve(ActorConfig):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
         frames = store.columns()
-        windows = stages.make_windows(frames, self.window, return_scale(frames))
+        windows = make_windows(frames, self.window, return_scale(frames))
         rows = stages.rows_from_advantages(self.advantages, frames, windows)
         log = run.logger(0, "improve", stages.checkpoint_step(self.output_dir / "improve.checkpoint.safetensors"))
         with run.stage(0, "improve"):

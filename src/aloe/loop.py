@@ -7,21 +7,25 @@ killed anywhere and started again ends with the same weights as one that was not
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from aloe import stages
 from aloe.experience.store import ExperienceStore
-from aloe.experience.windows import WindowConfig, return_scale
+from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.flow import PolicyBundle, chunk_shape
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder, write_json
-from aloe.stages import DemosConfig, EvaluationInputs, Method, PolicyConfig
+from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
+from aloe.types import Source
 from aloe.value.critic import CriticConfig
 from aloe.value.fit import FitConfig
 from aloe.worlds.metaworld import MetaWorldConfig
+
+Method = Literal["aloe", "sft"]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +76,6 @@ class RunConfig:
             )
         if self.rounds < 0 or self.workers < 1:
             raise ValueError("--rounds must not be negative, --workers at least 1")
-
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ class Circle:
         if config.method == "sft":
             rows = stages.sft_rows(frames, config.window, self._scale)
         else:
-            windows = stages.make_windows(frames, config.window, self._scale)
+            windows = make_windows(frames, config.window, self._scale)
             rows = stages.rows_from_advantages(out / "advantages.parquet", frames, windows)
         moments = run.round(index - 1) / "optimizer.safetensors"
         log = self._logger(index, "improve", out / "improve.checkpoint.safetensors", config.improve.save_every)
@@ -260,7 +261,7 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
         counted = run.done(index, "collect") or run.done(0, "demos") or {}
         measured = run.done(index, "eval") or {}
         mine = frames.episode < counted["episodes"]
-        human = (frames.source == stages.Source.HUMAN) & mine
+        human = (frames.source == Source.HUMAN) & mine
         began = human.copy()
         began[1:] &= ~(human[:-1] & (frames.episode[1:] == frames.episode[:-1]))
         names = ("demos", "sft", "collect", "sample", "critic", "advantages", "improve", "eval")

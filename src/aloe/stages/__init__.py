@@ -1,0 +1,45 @@
+"""The stages of the circle, each usable alone: demonstrate, clone, collect, evaluate chunks, improve, measure success.
+
+Every function takes what it reads and where it writes; the order of them, and what is skipped, is `loop.py`'s.
+"""
+
+from aloe.stages.actor import (
+    PolicyConfig,
+    checkpoint_step,
+    new_policy,
+    policy_rows,
+    rows_from_advantages,
+    sft_rows,
+    train_policy,
+)
+from aloe.stages.critic import (
+    EvaluationInputs,
+    advantage_stage,
+    critic_data,
+    critic_stage,
+    new_critic,
+    sample_stage,
+)
+from aloe.stages.play import DemosConfig, collect, demonstrate, episodes_recorded, measure, open_store
+
+__all__ = [
+    "DemosConfig",
+    "EvaluationInputs",
+    "PolicyConfig",
+    "advantage_stage",
+    "checkpoint_step",
+    "collect",
+    "critic_data",
+    "critic_stage",
+    "demonstrate",
+    "episodes_recorded",
+    "measure",
+    "new_critic",
+    "new_policy",
+    "open_store",
+    "policy_rows",
+    "rows_from_advantages",
+    "sample_stage",
+    "sft_rows",
+    "train_policy",
+]

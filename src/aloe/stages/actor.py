@@ -1,0 +1,167 @@
+"""Stages that train a policy: clone and improve."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.factory import make_pre_post_processors
+
+from aloe.experience.cache import FrameCache
+from aloe.experience.store import ExperienceStore, Frames
+from aloe.experience.windows import WindowConfig, Windows, make_windows
+from aloe.methods import sft as sft_method
+from aloe.policies.flow import (
+    IMAGES,
+    PolicyBundle,
+)
+from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
+from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
+from aloe.training import Log, generator_for, save_state, state_step
+from aloe.types import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """The policy of a run: a checkpoint, or a new tiny_vla of this size."""
+
+    path: Path | None = None
+    """A LeRobot `pretrained_model/` folder to start from, instead of cloning the demonstrations."""
+    execute: int = 4
+    """Actions of a chunk that are executed before the policy predicts again."""
+    vision_width: int = 32
+    """Channels of the vision tower."""
+    keypoints: int = 32
+    """Feature points that the tower finds in each picture."""
+    width: int = 256
+    """Width of the flow-matching head."""
+    depth: int = 3
+    """Residual blocks of the flow-matching head."""
+    image_shift: int = 4
+    """Random-shift augmentation of the pictures, in pixels."""
+    flow_steps: int = 5
+    """Euler steps from noise to action."""
+
+
+def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: tuple[int | str, ...]) -> PolicyBundle:
+    """A fresh tiny_vla that fits the store; normalised by its demonstrations."""
+    frames = store.columns()
+    demo = frames.source == Source.DEMO
+    if not demo.any():
+        raise ValueError(f"{store.root} holds no demonstrations to clone; record some with `aloe demos`")
+    policy_config = TinyVLAConfig(
+        device="cpu",
+        push_to_hub=False,
+        chunk_size=horizon,
+        n_action_steps=config.execute,
+        vision_width=config.vision_width,
+        keypoints=config.keypoints,
+        width=config.width,
+        depth=config.depth,
+        image_shift=config.image_shift,
+        num_flow_steps=config.flow_steps,
+        input_features={
+            **{IMAGES + c: PolicyFeature(FeatureType.VISUAL, (3, *size)) for c, size in store.cameras.items()},
+            "observation.state": PolicyFeature(FeatureType.STATE, (store.state_dim,)),
+        },
+        output_features={"action": PolicyFeature(FeatureType.ACTION, (store.action_dim,))},
+    )
+    with torch.random.fork_rng():  # the weights are drawn from torch's global generator: seeded here, and put back
+        torch.manual_seed(generator_for(*key).initial_seed())
+        policy = TinyVLAPolicy(policy_config)
+    stats = {
+        name: {"mean": torch.from_numpy(rows[demo].mean(0)), "std": torch.from_numpy(rows[demo].std(0))}
+        for name, rows in (("observation.state", frames.state), ("action", frames.action))
+    }
+    pre, post = make_pre_post_processors(policy_config, dataset_stats=stats)
+    return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
+
+
+def policy_rows(bundle: PolicyBundle, frames: Frames, pictures: FrameCache) -> PolicyRows:
+    """The store as the policy sees it.
+
+    Raises:
+        ValueError: cameras or sizes of the store are not the policy's.
+    """
+    wanted = {key.removeprefix(IMAGES): feature.shape for key, feature in bundle.policy.config.image_features.items()}
+    for camera, shape in wanted.items():
+        if camera not in pictures.store.cameras:
+            raise ValueError(
+                f"the policy sees camera {camera!r}, which the store lacks (it has {', '.join(pictures.store.cameras)})"
+            )
+        if shape[1:] != pictures.store.cameras[camera]:
+            raise ValueError(
+                f"camera {camera!r} has {pictures.store.cameras[camera]} pixels in the store, {shape[1:]} in the policy"
+            )
+    return PolicyRows.of(
+        bundle,
+        frames.state,
+        frames.action,
+        [frames.tasks[i] for i in frames.task_index],
+        lambda rows: {camera: pictures.gather(camera, rows) for camera in wanted},
+    )
+
+
+def train_policy(
+    bundle: PolicyBundle,
+    store: ExperienceStore,
+    cache: Path,
+    actor: ActorRows,
+    config: ActorConfig,
+    key: tuple[int | str, ...],
+    out: Path,
+    *,
+    optimizer_file: Path | None = None,
+    log: Log | None = None,
+    label: str,
+) -> None:
+    """Trains the policy on weighted windows and writes `pretrained_model/` and `optimizer.safetensors` into `out`."""
+    pictures = FrameCache(cache / "pictures", store)
+    pictures.update()
+    checkpoint = out / f"{label}.checkpoint.safetensors"
+    optimizer = train_actor(
+        bundle,
+        policy_rows(bundle, store.columns(), pictures),
+        actor,
+        config,
+        key,
+        optimizer_file=optimizer_file,
+        checkpoint=checkpoint,
+        log=log,
+        label=label,
+    )
+    save_state(out / "optimizer.safetensors", {}, {"optimizer": optimizer}, config.steps)
+    bundle.save_atomically(out / "pretrained_model")
+    checkpoint.unlink(missing_ok=True)
+
+
+def rows_from_advantages(path: Path, frames: Frames, windows: Windows) -> ActorRows:
+    """The weights that `advantage_stage` wrote, checked against the store that they are to be used with.
+
+    Raises:
+        ValueError: they were made for another store, or for an earlier state of it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; make it with `aloe critic`")
+    table = pd.read_parquet(path)
+    same = len(table) == len(frames) and bool(
+        (table["episode"].to_numpy() == frames.episode).all() and (table["step"].to_numpy() == frames.step).all()
+    )
+    if not same:
+        raise ValueError(
+            f"{path} has {len(table)} windows, the store {len(frames)} frames: it was made for another store, or before "
+            "the store grew; run `aloe critic` again"
+        )
+    weight = table["weight"].to_numpy(np.float32)
+    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
+
+
+def sft_rows(frames: Frames, window: WindowConfig, scale: float) -> ActorRows:
+    return sft_method.actor_rows(frames, make_windows(frames, window, scale))
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step from which a stage with this checkpoint goes on; 0 without one."""
+    return state_step(checkpoint) if checkpoint.exists() else 0

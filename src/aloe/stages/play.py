@@ -1,0 +1,117 @@
+"""Stages that play in the world: demonstrate, collect, measure."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aloe.evaluation.success import SuccessReport
+from aloe.experience.store import ExperienceStore
+from aloe.policies.flow import (
+    PolicyBundle,
+    PolicyPlayer,
+)
+from aloe.rollout.collect import episode_seeds
+from aloe.rollout.human import HumanConfig
+from aloe.rollout.pool import EpisodeRequest, WorldPool
+from aloe.types import Source
+from aloe.worlds.metaworld import ACTION_DIM, STATE_DIM, MetaWorldConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosConfig:
+    """Demonstrations by the world's scripted expert."""
+
+    episodes: int = 10
+    """Successful demonstrations to record. (Failed ones stay in the store, labelled, and are not cloned.)"""
+    noise: float = 0.1
+    """Standard deviation of the noise on the expert's actions, in the world's units."""
+
+
+def open_store(root: Path, world: MetaWorldConfig) -> ExperienceStore:
+    """The store in `root`, made if there is none, checked against the world that is to be recorded."""
+    size = world.image_size
+    cameras = dict.fromkeys(world.cameras, (size, size))
+    if not (root / "meta" / "info.json").exists():
+        return ExperienceStore.create(root, cameras=cameras, state_dim=STATE_DIM, action_dim=ACTION_DIM, fps=world.fps)
+    store = ExperienceStore.open(root)
+    if store.cameras != cameras or store.fps != world.fps:
+        raise ValueError(
+            f"{root} was recorded with cameras {store.cameras} at {store.fps} fps, the world has {cameras} at "
+            f"{world.fps} fps; use the same --world options, or another store"
+        )
+    return store
+
+
+def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, seed: int) -> None:
+    """Records until the store holds `config.episodes` successful demonstrations; goes on from what is there.
+
+    Raises:
+        ValueError: the expert fails far more often than it succeeds.
+    """
+    frames = store.columns()
+    successes = int((frames.success & (frames.source == Source.DEMO)).sum())
+    limit = 4 * config.episodes + 10
+    seeds = episode_seeds(seed, "demonstrate", limit)
+    requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(store.num_episodes, limit)]
+    if successes >= config.episodes:
+        return
+    for episode in pool.play(requests, None, demo_noise=config.noise, progress="demonstrations"):
+        store.append(episode)
+        successes += episode.succeeded
+        if successes == config.episodes:
+            return
+    raise ValueError(
+        f"the scripted expert succeeded in {successes} of {store.num_episodes} episodes of {pool.world.task}; "
+        "lower --demos.noise or raise --world.max-steps"
+    )
+
+
+def collect(
+    store: ExperienceStore,
+    pool: WorldPool,
+    bundle: PolicyBundle,
+    human: HumanConfig | None,
+    *,
+    episodes: int,
+    already: int,
+    execute: int,
+    version: int,
+    seed: int,
+    round_index: int,
+) -> None:
+    """Plays the policy under the human's eyes and records `episodes` episodes, of which `already` are in the store."""
+    seeds = episode_seeds(seed, "collect", episodes, round_index=round_index)
+    requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(already, episodes)]
+    for episode in pool.play(
+        requests,
+        PolicyPlayer(bundle=bundle),
+        execute=execute,
+        human=human,
+        policy_version=version,
+        progress="collect",
+    ):
+        store.append(episode)
+
+
+def episodes_recorded(store: ExperienceStore, seed: int, round_index: int, episodes: int) -> int:
+    """How many episodes of this collection are in the store already: its seeds are its own."""
+    seeds = episode_seeds(seed, "collect", episodes, round_index=round_index)
+    return int(np.isin(np.array(seeds), store.columns().seed).sum())
+
+
+def measure(
+    pool: WorldPool, bundle: PolicyBundle, *, episodes: int, execute: int, version: int, seed: int
+) -> SuccessReport:
+    """Success of the policy alone over fixed seeds, the same for every version."""
+    seeds = episode_seeds(seed, "evaluate", episodes)
+    requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(seeds)]
+    played = pool.play(
+        requests,
+        PolicyPlayer(bundle=bundle),
+        execute=execute,
+        record=False,
+        policy_version=version,
+        progress="eval",
+    )
+    return SuccessReport.from_episodes(list(played), fps=pool.world.fps)
