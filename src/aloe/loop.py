@@ -4,6 +4,7 @@ Each stage is skipped when its result is there, and otherwise made from what the
 killed anywhere and started again ends with the same weights as one that was not.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,10 +114,12 @@ class Circle:
 
     def play_round(self, index: int) -> None:
         """collect -> sample -> critic -> advantages -> improve -> eval."""
-        run = self.run
-        bundle = PolicyBundle.load(run.policy(index - 1)) if run.done(index, "eval") is None else None
-        if bundle is None:
-            return
+        if not self.run.done(index, "eval"):
+            self._improve_once(index)
+        self._finish_round(index)
+
+    def _improve_once(self, index: int) -> None:
+        run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
         if not run.done(index, "collect"):
             self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
             with run.stage(index, "collect") as result:
@@ -129,7 +132,6 @@ class Circle:
             with run.stage(index, "improve"):
                 self._improve(index, bundle)
         self._measure(index)
-        self._finish_round(index)
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
@@ -249,8 +251,11 @@ class Circle:
         return self.run.logger(index, stage, stages.checkpoint_step(checkpoint) if save_every else 0)
 
     def _finish_round(self, index: int) -> None:
-        write_json(self.run.root / "summary.json", summary(self.run, self.config, self.store, index))
-        self.run.write_tensorboard()
+        """Brings TensorBoard and then the summary up to date, unless the summary holds this round already."""
+        path = self.run.root / "summary.json"
+        if not path.exists() or len(json.loads(path.read_text())["rounds"]) <= index:
+            self.run.write_tensorboard()
+            write_json(path, summary(self.run, self.config, self.store, index))
 
 
 def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int) -> dict[str, Any]:
@@ -289,7 +294,9 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
         ValueError: the folder belongs to another config, or something in the config does not fit together.
     """
     if config.policy.path is not None:
-        horizon = chunk_shape(PolicyBundle.load(config.policy.path).policy)[0]
+        bundle = PolicyBundle.load(config.policy.path)
+        stages.check_fits_world(bundle, config.world)
+        horizon = chunk_shape(bundle.policy)[0]
         if horizon != config.window.horizon:
             raise ValueError(
                 f"{config.policy.path} predicts chunks of {horizon} actions; give --window.horizon {horizon}"
@@ -303,12 +310,12 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
 
 PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
-        world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40, action_repeat=4),
+        world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
         demos=DemosConfig(episodes=6),
         sft=ActorConfig(steps=600),
-        collect=CollectConfig(episodes=16),
+        collect=CollectConfig(episodes=20),
         human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
-        improve=ActorConfig(steps=300, learning_rate=5e-4),
+        improve=ActorConfig(steps=400, learning_rate=5e-4),
         eval=EvalConfig(episodes=60),
     ),
     "tiny": RunConfig(

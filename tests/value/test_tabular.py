@@ -195,12 +195,12 @@ class TableCritic(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class CommittedData(CriticData):
-    """Shows the critic the whole chunk that had been committed to, also past an early end."""
+    """Fills what an early end left undone with the rest of the chunk that had been committed to."""
 
     committed: Tensor
 
     def chunks(self, rows: np.ndarray, fill: Tensor | None) -> Tensor:
-        return self.committed[torch.from_numpy(rows)]
+        return super().chunks(rows, self.committed[torch.from_numpy(rows)])
 
 
 def observe(where: np.ndarray) -> Observations:

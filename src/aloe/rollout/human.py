@@ -46,7 +46,7 @@ class HumanConfig:
     Patience and delay count environment steps; halve them when an environment step becomes twice as long.
     """
 
-    patience_steps: int | None = 40
+    patience_steps: int | None = 20
     """Steps in here without progress are an occasion to take over; None: a standstill never is. Meta-World's
     own experts stand still for up to 54 steps of 25 ms (peg-insert-side: 30), because not every phase is
     rewarded."""

@@ -81,15 +81,15 @@ INSTRUCTIONS: Final[dict[str, str]] = {
 class MetaWorldConfig:
     """One Meta-World task as a robot would meet it."""
 
-    task: str = "peg-insert-side-v3"
+    task: str = "button-press-topdown-v3"
     """Name of the task, with its version: any of Meta-World's 50."""
     cameras: tuple[str, ...] = ("topview", "behindGripper")
     """Cameras of the scene; each becomes `observation.images.<camera>`."""
     image_size: int = 64
     """Height and width of every picture, in pixels."""
-    max_steps: int = 120
+    max_steps: int = 60
     """Environment steps until time-out."""
-    action_repeat: int = 2
+    action_repeat: int = 4
     """Simulator steps (of 12.5 ms) for which one action is held; one environment step is this many."""
 
     def __post_init__(self) -> None:
