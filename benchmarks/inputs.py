@@ -54,7 +54,9 @@ def clone(seed: int, demos: int, steps: int, folder: Path) -> PolicyBundle:
     store = stages.open_store(folder / "experience", world(TASKS[0]))
     for task in TASKS:
         with WorldPool(world(task), 2) as pool:
-            requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "demonstrate", demos))]
+            requests = [
+                EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "demonstrate", demos))
+            ]
             for episode in pool.play(requests, None, demo_noise=0.1, progress=task):
                 store.append(episode)
     frames, window = store.columns(), WindowConfig()
@@ -76,12 +78,16 @@ def main() -> None:
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
             bundle = clone(seed, arguments.demos, arguments.steps, Path(folder))
-        requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "evaluate", arguments.episodes))]
+        requests = [
+            EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "evaluate", arguments.episodes))
+        ]
         for task in TASKS:
             with WorldPool(world(task), 2) as pool:
                 for name, tamper in CONDITIONS.items():
                     player = Deceived(bundle=bundle, tamper=tamper)
-                    played = pool.play(requests, player, execute=4, record=False, policy_version=0, progress=f"{task}, {name}")
+                    played = pool.play(
+                        requests, player, execute=4, record=False, policy_version=0, progress=f"{task}, {name}"
+                    )
                     won[task, name] += sum(episode.succeeded for episode in played)
     count = len(arguments.seeds) * arguments.episodes
     print(f"\nseeds {arguments.seeds}, {count} episodes a cell, success with 95 % Wilson interval\n")

@@ -83,7 +83,10 @@ def test_padding_never_counts(padding: float) -> None:
     is_pad = flags([[0, 0], [0, 1]])
     residual = RESIDUAL.clone()
     residual[1, 1] = padding
-    for loss in (lambda x: weighted_flow_matching_loss(x, torch.ones(2), is_pad), lambda x: masked_chunk_mean(x, is_pad)):
+    for loss in (
+        lambda x: weighted_flow_matching_loss(x, torch.ones(2), is_pad),
+        lambda x: masked_chunk_mean(x, is_pad),
+    ):
         torch.testing.assert_close(loss(residual), loss(RESIDUAL), rtol=0, atol=0)
 
 

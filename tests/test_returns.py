@@ -91,7 +91,12 @@ def test_monte_carlo_return_sums_to_the_end() -> None:
 # Critics at 1, 2 and 6: mean 3, deviations -2, -1, 3, population variance 14 / 3.
 @pytest.mark.parametrize(
     ("how", "std_weight", "expected"),
-    [("mean", 1.0, 3.0), ("min", 1.0, 1.0), ("mean-std", 1.0, 3 - (14 / 3) ** 0.5), ("mean-std", 0.5, 3 - (14 / 12) ** 0.5)],
+    [
+        ("mean", 1.0, 3.0),
+        ("min", 1.0, 1.0),
+        ("mean-std", 1.0, 3 - (14 / 3) ** 0.5),
+        ("mean-std", 0.5, 3 - (14 / 12) ** 0.5),
+    ],
 )
 def test_aggregation_of_an_ensemble(how: str, std_weight: float, expected: float) -> None:
     got = aggregate(rewards([6, 1, 2], [6, 1, 2]), how, std_weight)

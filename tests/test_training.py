@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_rate_warms_up_and_falls_to_its_floor() -> None:
     # half way: 0.05 + 0.95 * 0.5 (1 + cos(pi / 2)) = 0.525
     assert rates[500] == pytest.approx(2.0 * 0.525)
     assert rates[1000] == pytest.approx(2.0 * 0.05)
-    assert all(later <= earlier for earlier, later in zip(rates[100:], rates[101:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[100:]))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -1,15 +1,20 @@
 """The commands. Each is a dataclass of its options and a `main` that calls the stage that does the work."""
 
+import contextlib
+import io
 import os
+import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing of ALOE's comes from a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not take a core from the worlds
 
 import tyro
 from rich.console import Console
+from safetensors import SafetensorError
 
 from aloe import stages
 from aloe.experience.store import ExperienceStore
@@ -77,18 +82,18 @@ class Sft(ActorConfig):
     window: WindowConfig = field(default_factory=WindowConfig)
 
     def main(self) -> None:
-        store = ExperienceStore.open(self.dataset.root)
-        run = RunFolder.open(self.output_dir, self)
-        if run.done(0, "sft"):
+        if _finished(self.output_dir, self, "sft"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        key = (self.seed, "sft")
+        store, key = ExperienceStore.open(self.dataset.root), (self.seed, "sft")
+        frames = store.columns()
+        rows = stages.sft_rows(frames, self.window, return_scale(frames))
         if self.policy.path is None:
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
         else:
             bundle = PolicyBundle.load(self.policy.path)
-        frames = store.columns()
-        rows = stages.sft_rows(frames, self.window, return_scale(frames))
+            stages.check_fits_store(bundle, store, self.window.horizon)
+        run = RunFolder.open(self.output_dir, self)
         log = run.logger(0, "sft", stages.checkpoint_step(self.output_dir / "sft.checkpoint.safetensors"))
         with run.stage(0, "sft"):
             cache = self.output_dir / "cache"
@@ -120,6 +125,7 @@ class Collect:
 
     def main(self) -> None:
         bundle = PolicyBundle.load(self.policy.path)
+        stages.check_fits_world(bundle, self.world)
         store = stages.open_store(self.dataset.root, self.world)
         already = stages.episodes_recorded(store, self.seed, self.round, self.episodes)
         with WorldPool(self.world, self.workers) as pool:
@@ -158,11 +164,16 @@ class Critic(FitConfig):
     aloe: AloeConfig = field(default_factory=AloeConfig)
 
     def main(self) -> None:
+        if _finished(self.output_dir, self, "advantages"):
+            console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
+            return
         store = ExperienceStore.open(self.dataset.root)
-        bundle, run = PolicyBundle.load(self.policy.path), RunFolder.open(self.output_dir, self)
-        tower = PolicyBundle.load(self.tower or self.policy.path)
+        bundle, tower = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
+        for policy in (bundle, tower):
+            stages.check_fits_store(policy, store)
         scale = return_scale(store.columns()) if self.scale is None else self.scale
         inputs = EvaluationInputs.of(store, bundle, tower, self.output_dir / "cache", self.window, scale)
+        run = RunFolder.open(self.output_dir, self)
         samples = self.output_dir / "cache" / "samples.npy"
         if not run.done(0, "sample"):
             with run.stage(0, "sample"):
@@ -178,7 +189,8 @@ class Critic(FitConfig):
             with run.stage(0, "critic"):
                 key = (self.seed, "critic")
                 stages.critic_stage(data, state, self, self.window.discount, key, self.output_dir, log)
-        metrics = stages.advantage_stage(inputs, data, state, self, self.aloe, self.output_dir)
+        with run.stage(0, "advantages"):
+            metrics = stages.advantage_stage(inputs, data, state, self, self.aloe, self.output_dir)
         for name, value in metrics.items():
             console.print(f"{name:>20} {value:8.3f}")
         console.print(f"wrote {self.output_dir / 'advantages.parquet'}")
@@ -202,14 +214,15 @@ class Improve(ActorConfig):
     window: WindowConfig = field(default_factory=WindowConfig)
 
     def main(self) -> None:
-        store = ExperienceStore.open(self.dataset.root)
-        bundle, run = PolicyBundle.load(self.policy.path), RunFolder.open(self.output_dir, self)
-        if run.done(0, "improve"):
+        if _finished(self.output_dir, self, "improve"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
+        store, bundle = ExperienceStore.open(self.dataset.root), PolicyBundle.load(self.policy.path)
+        stages.check_fits_store(bundle, store, self.window.horizon)
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
         rows = stages.rows_from_advantages(self.advantages, frames, windows)
+        run = RunFolder.open(self.output_dir, self)
         log = run.logger(0, "improve", stages.checkpoint_step(self.output_dir / "improve.checkpoint.safetensors"))
         with run.stage(0, "improve"):
             stages.train_policy(
@@ -244,6 +257,7 @@ class Eval:
 
     def main(self) -> None:
         bundle = PolicyBundle.load(self.policy.path)
+        stages.check_fits_world(bundle, self.world)
         with WorldPool(self.world, self.workers) as pool:
             report = stages.measure(
                 pool, bundle, episodes=self.episodes, execute=self.execute, version=0, seed=self.seed
@@ -279,6 +293,11 @@ class Report:
         console.print(f"learning curve: {output}")
 
 
+def _finished(output_dir: Path, config: Any, stage: str) -> bool:
+    """Whether a command has done all of its work already. Writes nothing, so that a later mistake leaves nothing behind."""
+    return (output_dir / "config.json").exists() and RunFolder.open(output_dir, config).done(0, stage) is not None
+
+
 COMMANDS = {
     "demos": Demos,
     "sft": Sft,
@@ -303,7 +322,7 @@ class Run(RunConfig):
 def run_command(arguments: list[str]) -> None:
     """`aloe run`: the preset gives the defaults, every other option overrides it."""
     preset, arguments = _take_preset(arguments)
-    options = tyro.cli(Run, prog="aloe run", default=Run(**vars(PRESETS[preset])), args=arguments)
+    options = _parse(Run, "run", arguments, default=Run(**vars(PRESETS[preset])))
     config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
     output_dir = options.output_dir or Path("runs") / f"{preset}-{config.seed}"
     run = run_circle(config, output_dir, resume=options.resume, say=lambda line: console.print(f"[bold]{line}"))
@@ -312,6 +331,23 @@ def run_command(arguments: list[str]) -> None:
     console.print(f"learning curve  {run.root / 'curve.png'}")
     console.print(f"last policy     {run.policy(config.rounds)}")
     console.print(f"everything      {run.root}")
+
+
+def _parse(command: Any, name: str, arguments: list[str], **default: Any) -> Any:
+    """The command's options. What tyro says in a box of a value that a config rejects is raised as a `ValueError`."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(command, prog=f"aloe {name}", args=arguments, **default)
+    except SystemExit:
+        text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]|[─-]{4,}", " ", said.getvalue())  # without colours and the box
+        mistake = re.match(
+            r"Value error (?:Error parsing )?(.*?) (Argument helptext:|For full helptext)", " ".join(text.split())
+        )
+        if mistake is None:
+            sys.stderr.write(said.getvalue())
+            raise
+    raise ValueError(f"{mistake[1]}; see aloe {name} --help")
 
 
 def _take_preset(arguments: list[str]) -> tuple[str, list[str]]:
@@ -333,11 +369,17 @@ def main() -> None:
             run_command(arguments[1:])
         elif arguments[:1] and arguments[0] in COMMANDS:
             name = arguments[0]
-            tyro.cli(COMMANDS[name], prog=f"aloe {name}", args=arguments[1:]).main()
+            _parse(COMMANDS[name], name, arguments[1:]).main()
         else:
             _print_commands(arguments)
-    except (ValueError, WorkerError, OSError) as error:
+    except WorkerError as error:  # with the worker's own account, which takes several lines
         print(f"aloe: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, OSError, SafetensorError) as error:
+        message = " ".join(str(error).split())
+        if "No space left" in message:
+            message += "; free some space and give the same command again: it goes on from here"
+        print(f"aloe: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("aloe: stopped; the same command goes on from here", file=sys.stderr)

@@ -91,9 +91,10 @@ class Circle:
 
     def turn(self) -> None:
         """Plays all rounds."""
-        self.start()
-        for index in range(1, self.config.rounds + 1):
-            self.play_round(index)
+        for index in range(self.config.rounds + 1):
+            if not self.run.done(index, "eval"):
+                self.play_round(index) if index else self.start()
+            self._finish_round(index)
 
     def start(self) -> None:
         """Round 0: demonstrations, the cloned policy, its success."""
@@ -110,15 +111,9 @@ class Circle:
             with run.stage(0, "sft"):
                 self._clone()
         self._measure(0)
-        self._finish_round(0)
 
     def play_round(self, index: int) -> None:
         """collect -> sample -> critic -> advantages -> improve -> eval."""
-        if not self.run.done(index, "eval"):
-            self._improve_once(index)
-        self._finish_round(index)
-
-    def _improve_once(self, index: int) -> None:
         run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
         if not run.done(index, "collect"):
             self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
@@ -215,8 +210,6 @@ class Circle:
         )
 
     def _measure(self, version: int) -> None:
-        if self.run.done(version, "eval"):
-            return
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
         with self.run.stage(version, "eval") as result:
             report = stages.measure(

@@ -71,7 +71,10 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
     """
     try:
         with safe_open(path, framework="pt") as file:
-            step = int(file.metadata()["step"])
+            metadata = file.metadata() or {}
+            if "step" not in metadata:
+                raise ValueError(f"{path} is no training state of ALOE's: it has no step count")
+            step = int(metadata["step"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); delete it to train that stage anew") from error

@@ -48,9 +48,7 @@ def frames_of(*episodes: str) -> Frames:
     )
 
 
-def windows_of(
-    *episodes: str, horizon: int = 2, scale: float = 4.0, chunk_discount: float = 1.0, **config
-) -> Windows:
+def windows_of(*episodes: str, horizon: int = 2, scale: float = 4.0, chunk_discount: float = 1.0, **config) -> Windows:
     return make_windows(
         frames_of(*episodes), WindowConfig(horizon=horizon, chunk_discount=chunk_discount, **config), scale
     )
@@ -226,9 +224,11 @@ def test_impossible_settings_are_refused(wrong: dict) -> None:
 
 
 episode_texts = st.lists(
-    st.lists(st.tuples(st.sampled_from("dpqh"), st.integers(1, 6), st.sampled_from(["", "+", "-", "~"])), min_size=1, max_size=4).map(
-        lambda runs: "".join(who * length + end for who, length, end in runs)
-    ),
+    st.lists(
+        st.tuples(st.sampled_from("dpqh"), st.integers(1, 6), st.sampled_from(["", "+", "-", "~"])),
+        min_size=1,
+        max_size=4,
+    ).map(lambda runs: "".join(who * length + end for who, length, end in runs)),
     min_size=1,
     max_size=4,
 )

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from aloe.losses import critic_loss
-from aloe.value.critic import ChunkCritic, CriticConfig, ObservationShape, Observations
+from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
 
 SHAPE = ObservationShape(cameras=2, feature_dim=6, state_dim=4, language_dim=5, action_dim=3, horizon=4)
 

@@ -1,8 +1,8 @@
 """A store of three fragments, H = 2, whose steps can be counted on the fingers:
 
-    frame     0 1 2 3   4 5 6   7 8 9
-    actor     demo      policy  policy
-    end       success   failure time out, which bootstraps here
+frame     0 1 2 3   4 5 6   7 8 9
+actor     demo      policy  policy
+end       success   failure time out, which bootstraps here
 """
 
 import copy
@@ -16,8 +16,9 @@ import torch
 from aloe.experience.store import Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.returns import aggregate
+from aloe.training import generator_for
 from aloe.types import NO_POLICY, Source
-from aloe.value.critic import ChunkCritic, CriticConfig, ObservationShape, Observations
+from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
 from aloe.value.fit import (
     CriticData,
     CriticState,
@@ -28,14 +29,11 @@ from aloe.value.fit import (
     tail,
     td_target,
 )
-from aloe.training import generator_for
 
 COUNT, HORIZON, SAMPLES, ACTION_DIM = 10, 2, 3, 2
 WINDOWS = WindowConfig(horizon=HORIZON, chunk_discount=0.25, timeout="bootstrap")
 DISCOUNT = 0.5  # 0.25^(1/2)
-SHAPE = ObservationShape(
-    cameras=1, feature_dim=4, state_dim=3, language_dim=2, action_dim=ACTION_DIM, horizon=HORIZON
-)
+SHAPE = ObservationShape(cameras=1, feature_dim=4, state_dim=3, language_dim=2, action_dim=ACTION_DIM, horizon=HORIZON)
 ALL = np.arange(COUNT)
 SHORT = FitConfig(steps=4, batch_size=6, warmup=1, save_every=2)
 
@@ -110,7 +108,9 @@ def test_target_bootstraps_from_the_policys_value_two_steps_on(data: CriticData)
     got = td_target(state, data, np.array([0, 1, 4, 7]), config, DISCOUNT)
 
     # V(s) = the mean over the first two samples of the smaller of the two critics
-    q = state.target.of_samples(data.observations(np.array([2, 3, 6, 9])), torch.from_numpy(data.samples[[2, 3, 6, 9], :2]))
+    q = state.target.of_samples(
+        data.observations(np.array([2, 3, 6, 9])), torch.from_numpy(data.samples[[2, 3, 6, 9], :2])
+    )
     value = q.amin(-1).mean(-1)
     # All four windows hold two steps of -1/4: -1/4 - 1/2 * 1/4 + 1/4 * V
     torch.testing.assert_close(got, -0.375 + 0.25 * value)
@@ -256,15 +256,15 @@ def test_interrupted_phase_ends_with_the_same_bits(data: CriticData, tmp_path: P
     fit_critic(straight, data, config, DISCOUNT, (0, "critic", 1))
 
     # The process dies after step 3 of 4: one step later than its checkpoint.
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def die(step: int, metrics: dict[str, float]) -> None:
         if step == 3:
-            raise Killed
+            raise KilledError
 
     checkpoint = tmp_path / "critic.safetensors"
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit_critic(make_state(config), data, config, DISCOUNT, (0, "critic", 1), checkpoint=checkpoint, log=die)
     resumed = make_state(config, seed=7)
     assert make_state(config, seed=8).load(checkpoint) == 2
@@ -303,11 +303,11 @@ def test_advantage_is_the_executed_chunk_against_the_policys_own(data: CriticDat
         samples = critic.of_samples(observation, torch.from_numpy(data.samples[[frame]]))
         value = aggregate(samples, how).mean()
         np.testing.assert_allclose(result.q[frame], q[0].detach().numpy(), atol=1e-5)
-        assert result.value[frame] == pytest.approx(float(value), abs=1e-5)
-        assert result.advantage[frame] == pytest.approx(float(aggregate(q, how)[0] - value), abs=1e-5)
+        assert result.value[frame] == pytest.approx(float(value.detach()), abs=1e-5)
+        assert result.advantage[frame] == pytest.approx(float((aggregate(q, how)[0] - value).detach()), abs=1e-5)
 
 
-def test_advantages_of_online_and_not_of_target_critics_do_not_depend_on_the_batch_size(data: CriticData) -> None:
+def test_advantages_do_not_depend_on_the_batch_size(data: CriticData) -> None:
     critic = make_state().critic
     one, other = (evaluate_windows(critic, data, SHORT, batch_size=size) for size in (3, 256))
     np.testing.assert_allclose(one.advantage, other.advantage, atol=1e-5)

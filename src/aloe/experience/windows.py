@@ -64,8 +64,10 @@ class Windows:
     """Number of the fragment, counted through the store."""
     fragment_success: Bool[ndarray, "N"]
     """Whether the fragment ended in success."""
+    ended: Bool[ndarray, "N"]
+    """Whether the fragment ended in success or failure, and did not merely stop."""
     monte_carlo: Float32[ndarray, "N"]
-    """Discounted return from here to the end of the fragment."""
+    """Discounted return from here to the end of the fragment; the whole return only where `ended`."""
     has_target: Bool[ndarray, "N"]
     """False for the last windows of a fragment whose recording just stopped: neither an end nor a next state is known,
     so a critic cannot learn from them (an actor can)."""
@@ -170,6 +172,7 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float) -> Windows:
         next_frame=np.minimum(np.arange(count) + horizon, end[:, 0]),
         fragment=fragment,
         fragment_success=success[fragment],
+        ended=(success | failure)[fragment],
         monte_carlo=monte_carlo,
         has_target=terminated | ~ends_inside,
         return_range=(float(lowest), 0.0),

@@ -25,6 +25,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyAction, PolicyProcessorPipeline
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy import ndarray
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from aloe.losses import flow_interpolate, flow_matching_residual
@@ -66,7 +67,10 @@ class PolicyBundle:
         config_file = folder / "config.json"
         if not config_file.is_file():
             raise ValueError(f"{folder} holds no policy: there is no config.json; give a pretrained_model folder")
-        kind = json.loads(config_file.read_text()).get("type")
+        try:
+            kind = json.loads(config_file.read_text()).get("type")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{config_file} is damaged ({error}); copy the policy anew") from error
         if kind not in SUPPORTED:
             raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(SUPPORTED)}")
         try:
@@ -74,16 +78,49 @@ class PolicyBundle:
                 policy = get_policy_class(kind).from_pretrained(
                     folder, config=PreTrainedConfig.from_pretrained(folder), strict=True
                 )
-        except (
-            RuntimeError,
-            FileNotFoundError,
-        ) as error:  # what torch raises for missing keys and other shapes
+        except RuntimeError as error:  # what torch raises for missing keys and other shapes
             raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
+        except (FileNotFoundError, SafetensorError) as error:
+            raise ValueError(
+                f"the weights in {folder} are missing or damaged ({error}); copy the policy anew"
+            ) from error
         pre, post = make_pre_post_processors(policy.config, pretrained_path=str(folder))
         return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
 
 
 SUPPORTED = ("tiny_vla",)
+
+
+def check_fits(
+    bundle: PolicyBundle, who: str, cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int
+) -> None:
+    """Whether the policy was made for such pictures (camera -> (h, w)), states and actions as `who` has.
+
+    Raises:
+        ValueError: it was not; names the first difference.
+    """
+    config = bundle.policy.config
+    for key, feature in config.image_features.items():
+        camera, size = key.removeprefix(IMAGES), tuple(feature.shape[1:])
+        if camera not in cameras:
+            raise ValueError(
+                f"the policy sees camera {camera!r}, but {who} has {', '.join(cameras)}; "
+                "use the cameras that the policy was trained with"
+            )
+        if size != cameras[camera]:
+            raise ValueError(
+                f"camera {camera!r} of {who} has {cameras[camera]} pixels, the policy was made for {size}; "
+                "use pictures of the size that the policy was trained with"
+            )
+    for name, size, feature in (
+        ("state", state_dim, config.robot_state_feature),
+        ("action", action_dim, config.action_feature),
+    ):
+        if feature is not None and tuple(feature.shape) != (size,):
+            raise ValueError(
+                f"the {name} of {who} has size {size}, the policy was made for {feature.shape[0]}; "
+                "use a policy and a dataset of the same robot"
+            )
 
 
 def chunk_shape(policy: PreTrainedPolicy) -> tuple[int, int]:

@@ -63,20 +63,7 @@ class PolicyRows:
         tasks: list[str],
         images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]],
     ) -> "PolicyRows":
-        """Sends all frames through the policy's own preprocessor.
-
-        Raises:
-            ValueError: state or action have another size than the policy was made for.
-        """
-        for name, rows, feature in (
-            ("state", state, bundle.policy.config.robot_state_feature),
-            ("action", action, bundle.policy.config.action_feature),
-        ):
-            if feature is not None and rows.shape[1:] != tuple(feature.shape):
-                raise ValueError(
-                    f"the store's {name} has size {rows.shape[1]}, the policy was made for {feature.shape[0]}; "
-                    "use a policy and a dataset of the same robot"
-                )
+        """Sends all frames through the policy's own preprocessor."""
         batch = bundle.preprocessor(
             {OBS_STATE: torch.from_numpy(state), ACTION: torch.from_numpy(action), "task": tasks}
         )

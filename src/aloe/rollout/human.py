@@ -48,8 +48,8 @@ class HumanConfig:
 
     patience_steps: int | None = 20
     """Steps in here without progress are an occasion to take over; None: a standstill never is. Meta-World's
-    own experts stand still for up to 54 steps of 25 ms (peg-insert-side: 30), because not every phase is
-    rewarded."""
+    own experts stand still for up to 1.4 s, 27 steps of 50 ms (peg-insert-side: 15), because not every phase
+    is rewarded."""
     min_progress: float = 0.1
     """Rise of `world.progress()` (0 to 10) over the best so far that counts as progress."""
     time_fraction: float | None = 0.75

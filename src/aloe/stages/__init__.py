@@ -5,6 +5,7 @@ Every function takes what it reads and where it writes; the order of them, and w
 
 from aloe.stages.actor import (
     PolicyConfig,
+    check_fits_store,
     checkpoint_step,
     new_policy,
     policy_rows,
@@ -20,13 +21,23 @@ from aloe.stages.critic import (
     new_critic,
     sample_stage,
 )
-from aloe.stages.play import DemosConfig, collect, demonstrate, episodes_recorded, measure, open_store
+from aloe.stages.play import (
+    DemosConfig,
+    check_fits_world,
+    collect,
+    demonstrate,
+    episodes_recorded,
+    measure,
+    open_store,
+)
 
 __all__ = [
     "DemosConfig",
     "EvaluationInputs",
     "PolicyConfig",
     "advantage_stage",
+    "check_fits_store",
+    "check_fits_world",
     "checkpoint_step",
     "collect",
     "critic_data",

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
+from safetensors import SafetensorError
 
 from aloe.experience.cache import FrameCache
 from aloe.experience.store import ExperienceStore, Frames
@@ -16,6 +17,8 @@ from aloe.methods import sft as sft_method
 from aloe.policies.flow import (
     IMAGES,
     PolicyBundle,
+    check_fits,
+    chunk_shape,
 )
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
@@ -79,22 +82,26 @@ def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: 
     return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
 
 
+def check_fits_store(bundle: PolicyBundle, store: ExperienceStore, horizon: int | None = None) -> None:
+    """Raises ValueError unless the policy was made for pictures, states and actions like those of the store, and where a
+    `horizon` is given, for chunks that long."""
+    check_fits(bundle, f"the store {store.root}", store.cameras, store.state_dim, store.action_dim)
+    predicted = chunk_shape(bundle.policy)[0]
+    if horizon is not None and horizon != predicted:
+        raise ValueError(
+            f"the policy predicts chunks of {predicted} actions, the windows have {horizon}; "
+            f"give --window.horizon {predicted}"
+        )
+
+
 def policy_rows(bundle: PolicyBundle, frames: Frames, pictures: FrameCache) -> PolicyRows:
     """The store as the policy sees it.
 
     Raises:
         ValueError: cameras or sizes of the store are not the policy's.
     """
-    wanted = {key.removeprefix(IMAGES): feature.shape for key, feature in bundle.policy.config.image_features.items()}
-    for camera, shape in wanted.items():
-        if camera not in pictures.store.cameras:
-            raise ValueError(
-                f"the policy sees camera {camera!r}, which the store lacks (it has {', '.join(pictures.store.cameras)})"
-            )
-        if shape[1:] != pictures.store.cameras[camera]:
-            raise ValueError(
-                f"camera {camera!r} has {pictures.store.cameras[camera]} pixels in the store, {shape[1:]} in the policy"
-            )
+    check_fits_store(bundle, pictures.store)
+    wanted = [key.removeprefix(IMAGES) for key in bundle.policy.config.image_features]
     return PolicyRows.of(
         bundle,
         frames.state,
@@ -164,4 +171,7 @@ def sft_rows(frames: Frames, window: WindowConfig, scale: float) -> ActorRows:
 
 def checkpoint_step(checkpoint: Path) -> int:
     """The step from which a stage with this checkpoint goes on; 0 without one."""
-    return state_step(checkpoint) if checkpoint.exists() else 0
+    try:
+        return state_step(checkpoint) if checkpoint.exists() else 0
+    except SafetensorError as error:
+        raise ValueError(f"{checkpoint} is damaged ({error}); delete it to train that stage anew") from error

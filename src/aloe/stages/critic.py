@@ -65,6 +65,8 @@ def sample_stage(inputs: EvaluationInputs, samples: int, key: tuple[int | str, .
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(out.name + ".partial")
     array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+    with partial.open("r+b") as file:  # a disk that fills up under a memory map would kill the process without a word
+        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
     sample_all_chunks(inputs.bundle, rows, len(inputs.frames), samples, key, array)
     array.flush()
     os.replace(partial, out)

@@ -10,6 +10,7 @@ from aloe.experience.store import ExperienceStore
 from aloe.policies.flow import (
     PolicyBundle,
     PolicyPlayer,
+    check_fits,
 )
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.human import HumanConfig
@@ -43,6 +44,12 @@ def open_store(root: Path, world: MetaWorldConfig) -> ExperienceStore:
     return store
 
 
+def check_fits_world(bundle: PolicyBundle, world: MetaWorldConfig) -> None:
+    """Raises ValueError unless the policy was made for pictures, states and actions like those of the world."""
+    cameras = dict.fromkeys(world.cameras, (world.image_size, world.image_size))
+    check_fits(bundle, f"the world {world.task}", cameras, STATE_DIM, ACTION_DIM)
+
+
 def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, seed: int) -> None:
     """Records until the store holds `config.episodes` successful demonstrations; goes on from what is there.
 
@@ -62,8 +69,8 @@ def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, se
         if successes == config.episodes:
             return
     raise ValueError(
-        f"the scripted expert succeeded in {successes} of {store.num_episodes} episodes of {pool.world.task}; "
-        "lower --demos.noise or raise --world.max-steps"
+        f"the scripted expert succeeded in {successes} of {store.num_episodes} episodes of {pool.world.task}; record into "
+        "another folder, with less noise on the demonstrations or a larger --world.max-steps"
     )
 
 

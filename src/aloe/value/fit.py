@@ -8,7 +8,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, assert_never
+from typing import Literal, Protocol, assert_never, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class FitConfig:
     """Steps between checkpoints within the phase."""
 
 
+@runtime_checkable
 class ObservationSource(Protocol):
     """Where critics get their observations: by frame, from memory."""
 
@@ -136,7 +137,13 @@ def fit_critic(
     `key` names the phase, for example (seed, "critic", round): all chance is a function of it and of the step.
     Where `checkpoint` exists, training goes on from there.
     """
-    rows = np.flatnonzero(data.windows.has_target)
+    usable = data.windows.has_target & (data.windows.ended if config.bootstrap == "monte-carlo" else True)
+    rows = np.flatnonzero(usable)
+    if config.target_samples > data.samples.shape[1]:
+        raise ValueError(
+            f"the target averages {config.target_samples} policy samples, but {data.samples.shape[1]} were drawn; "
+            "lower --target-samples or raise --aloe.samples"
+        )
     if not len(rows):
         raise ValueError(
             "no window has a target: every fragment stops without success, failure or a next chunk; "
@@ -178,7 +185,7 @@ def critic_step(
         "loss": loss.detach(),
         "q": q.detach().mean(),
         "target": target.mean(),
-        "spread": q.detach().std(-1).mean(),
+        "spread": q.detach().std(-1, correction=0).mean(),
     }
     if state.value is not None and state.value_optimizer is not None:
         with torch.no_grad():

@@ -1,0 +1,120 @@
+"""What ALOE asks of a policy beyond LeRobot's interface."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from aloe.policies.flow import (
+    PolicyBundle,
+    PolicyPlayer,
+    check_fits,
+    chunk_shape,
+    encode_images,
+    feature_dim,
+    sample_chunks,
+    tower_key,
+)
+
+
+def test_m_samples_are_m_predictions_for_the_same_noise(bundle, observe):
+    batch = bundle.preprocessor(observe(rows=3))
+    noise = torch.randn(3, 5, 4, 3, generator=torch.Generator().manual_seed(0))
+    samples = sample_chunks(bundle.policy, batch, noise)
+    for m in range(5):
+        single = bundle.policy.predict_action_chunk(batch, noise=noise[:, m])
+        torch.testing.assert_close(samples[:, m], single, rtol=1e-5, atol=1e-6)
+
+
+def test_sampling_encodes_the_pictures_once(bundle, observe):
+    batch = bundle.preprocessor(observe(rows=3))
+    seen = []
+    bundle.policy.vision_tower.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
+    sample_chunks(bundle.policy, batch, torch.zeros(3, 5, 4, 3))
+    assert seen == [6]  # 3 observations of 2 cameras, whatever the number of samples
+
+
+def test_shapes_are_those_of_the_policy(bundle, observe):
+    assert chunk_shape(bundle.policy) == (4, 3)
+    features = encode_images(bundle.policy, bundle.preprocessor(observe(rows=3)))
+    assert features.shape == (3, 2, feature_dim(bundle.policy))  # cameras in the order of the config
+
+
+def test_tower_key_is_a_function_of_the_towers_weights_alone(bundle, make):
+    key = tower_key(bundle.policy)
+    assert key == tower_key(make(seed=0).policy)
+    assert key != tower_key(make(seed=1).policy)
+    with torch.no_grad():
+        bundle.policy.flow_head.enter.bias += 1
+    assert key == tower_key(bundle.policy)
+    with torch.no_grad():
+        bundle.policy.vision_tower.convolutions[0].bias[0] += 1e-6
+    assert key != tower_key(bundle.policy)
+
+
+def test_a_saved_bundle_loads_to_the_same_player(bundle, tmp_path):
+    bundle.save_atomically(tmp_path / "policy")
+    bundle.save_atomically(tmp_path / "policy")  # over what is there
+    assert [p.name for p in tmp_path.iterdir()] == ["policy"]
+    rng = np.random.default_rng(0)
+    observation = (
+        {camera: rng.integers(0, 256, (2, 16, 16, 3), np.uint8) for camera in ("top", "wrist")},
+        rng.standard_normal((2, 5)).astype(np.float32),
+        ["push the puck to the goal"] * 2,
+        rng.standard_normal((2, 4, 3)).astype(np.float32),
+    )
+    ours, loaded = PolicyPlayer(bundle=bundle), PolicyPlayer(bundle=PolicyBundle.load(tmp_path / "policy"))
+    np.testing.assert_array_equal(ours(*observation), loaded(*observation))
+    assert loaded.chunk_shape == (4, 3)
+
+
+def test_loading_refuses_what_is_no_policy_of_ours(bundle, make, tmp_path):
+    with pytest.raises(ValueError, match="holds no policy"):
+        PolicyBundle.load(tmp_path / "none")
+    folder = tmp_path / "policy"
+    bundle.save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"type": "act"}))
+    with pytest.raises(ValueError, match=r"type 'act'.*tiny_vla"):
+        PolicyBundle.load(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"width": 24}))
+    with pytest.raises(ValueError, match="do not fit its config"):
+        PolicyBundle.load(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged"):
+        PolicyBundle.load(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="missing or damaged"):
+        PolicyBundle.load(folder)
+
+
+def test_a_policy_of_another_family_is_named():
+    policy = torch.nn.Linear(1, 1)
+    policy.name = "act"
+    for ask in (chunk_shape, feature_dim, tower_key):
+        with pytest.raises(ValueError, match="type 'act'; it knows tiny_vla"):
+            ask(policy)
+
+
+SEEN = {"top": (16, 16), "wrist": (16, 16)}
+
+
+def test_a_policy_fits_a_robot_with_its_cameras_and_perhaps_more(bundle):
+    check_fits(bundle, "the robot", SEEN, 5, 3)
+    check_fits(bundle, "the robot", {**SEEN, "side": (480, 640)}, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("robot", "message"),
+    [
+        (({"top": (16, 16), "side": (16, 16)}, 5, 3), r"sees camera 'wrist', but the robot has top, side"),
+        (({**SEEN, "wrist": (24, 16)}, 5, 3), r"'wrist' of the robot has \(24, 16\) pixels.*made for \(16, 16\)"),
+        ((SEEN, 4, 3), "state of the robot has size 4, the policy was made for 5"),
+        ((SEEN, 5, 7), "action of the robot has size 7, the policy was made for 3"),
+    ],
+)
+def test_a_policy_does_not_fit_another_robot(bundle, robot, message):
+    with pytest.raises(ValueError, match=message):
+        check_fits(bundle, "the robot", *robot)

@@ -1,0 +1,155 @@
+"""The actor's trainer: which windows count, what is frozen, what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from aloe.policies.flow import flow_residual
+from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, actor_loss, sample_all_chunks, train_actor
+from aloe.training import generator_for
+
+FRAMES = 10
+BRIEF = ActorConfig(steps=3, batch_size=4)
+
+
+def problem(bundle, seed: int = 0) -> PolicyRows:
+    """A store of ten frames as the policy sees it."""
+    rng = np.random.default_rng(seed)
+    pictures = {camera: rng.integers(0, 256, (FRAMES, 16, 16, 3), np.uint8) for camera in ("top", "wrist")}
+    state = rng.standard_normal((FRAMES, 5)).astype(np.float32)
+    action = rng.standard_normal((FRAMES, 3)).astype(np.float32)
+    return PolicyRows.of(
+        bundle, state, action, ["push"] * FRAMES, lambda rows: {camera: p[rows] for camera, p in pictures.items()}
+    )
+
+
+def windows(weight: list[float] | None = None, rows: list[int] | None = None, horizon: int = 4) -> ActorRows:
+    """A window at every frame of one episode of ten."""
+    wanted = np.arange(FRAMES)[:, None] + np.arange(horizon)
+    weights = np.array([1.0] * FRAMES if weight is None else weight, np.float32)
+    chosen = np.flatnonzero(weights > 0) if rows is None else np.array(rows)
+    return ActorRows(rows=chosen, weight=weights, frames=np.minimum(wanted, FRAMES - 1), is_pad=wanted >= FRAMES)
+
+
+def weights_of(bundle) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in bundle.policy.state_dict().items()}
+
+
+def trained(make, data_change=lambda data: None, **options) -> dict[str, bytes]:
+    bundle = make()
+    data = problem(bundle)
+    data_change(data)
+    train_actor(bundle, data, options.pop("actor", windows()), options.pop("config", BRIEF), (0, "test"), **options)
+    return weights_of(bundle)
+
+
+def test_windows_that_are_left_out_have_no_influence(make):
+    some = windows(rows=[0, 1, 2])  # which see the actions of frames 0 to 5
+    expected = trained(make, actor=some)
+
+    def change(data: PolicyRows) -> None:
+        data.action[6:] += 100
+        data.inputs["observation.state"][3:] += 100
+
+    assert trained(make, change, actor=some) == expected
+    assert trained(make, lambda data: data.action[:6].add_(100), actor=some) != expected
+
+
+def test_a_window_of_weight_0_in_the_batch_has_no_influence(make):
+    weight = [1.0] * 5 + [0.0] * 5
+    every = windows(weight, rows=list(range(FRAMES)))
+    config = ActorConfig(steps=3, batch_size=32)
+
+    def change(data: PolicyRows) -> None:
+        data.action[8:] += 100  # only windows from 5 on reach so far
+        data.inputs["observation.state"][5:] += 100
+
+    assert trained(make, change, actor=every, config=config) == trained(make, actor=every, config=config)
+
+
+def test_padding_of_a_window_has_no_influence(make):
+    last = windows(rows=[FRAMES - 1])  # one action, and three that repeat it as padding
+
+    def shown(is_pad: np.ndarray) -> ActorRows:
+        return ActorRows(rows=last.rows, weight=last.weight, frames=last.frames, is_pad=is_pad)
+
+    assert trained(make, actor=shown(last.is_pad)) != trained(make, actor=shown(np.zeros_like(last.is_pad)))
+    bundle = make()
+    data, rows = problem(bundle), last.rows
+    loss = actor_loss(bundle, data, last, rows, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 4, 3, generator=generator)
+    time = torch.rand(1, generator=generator)
+    batch = data.batch(rows) | {"action": data.action[torch.full((1, 4), 9)]}
+    torch.testing.assert_close(loss, flow_residual(bundle.policy, batch, noise, time)[0, 0].mean())
+
+
+def test_weights_count_by_their_ratio_within_the_batch(make):
+    bundle = make()
+    data = problem(bundle)
+    weight = [3.0, 1.0] + [0.0] * 8
+    rows = np.array([0, 1])
+    loss = actor_loss(bundle, data, windows(weight), rows, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 4, 3, generator=generator)
+    time = torch.rand(2, generator=generator)
+    action = data.action[torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])]
+    residual = flow_residual(bundle.policy, data.batch(rows) | {"action": action}, noise, time).mean((1, 2))
+    # 3 and 1 have the mean 2: the windows count 1.5 and 0.5.
+    torch.testing.assert_close(loss, (1.5 * residual[0] + 0.5 * residual[1]) / 2)
+    tenfold = actor_loss(bundle, data, windows([10 * w for w in weight]), rows, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(tenfold, loss)
+
+
+def test_a_frozen_tower_stays_as_it_was_to_the_bit(make):
+    before = weights_of(make())
+    frozen = trained(make, config=ActorConfig(steps=3, batch_size=4, train_vision=False))
+    tower = [name for name in before if name.startswith("vision_tower")]
+    assert tower
+    assert [name for name in tower if frozen[name] != before[name]] == []
+    assert frozen["flow_head.enter.weight"] != before["flow_head.enter.weight"]
+    unfrozen = trained(make)
+    assert [name for name in tower if unfrozen[name] == before[name]] == []
+
+
+def test_training_is_a_function_of_its_key(make):
+    results = []
+    for key, global_seed in ((1, 0), (1, 5), (2, 0)):
+        torch.manual_seed(global_seed)
+        bundle = make()
+        train_actor(bundle, problem(bundle), windows(), BRIEF, (key, "sft"))
+        results.append(weights_of(bundle))
+    assert results[0] == results[1]
+    assert results[0] != results[2]
+
+
+def test_training_lowers_the_loss_on_what_it_was_shown(make):
+    bundle, losses = make(width=64), []
+    data = problem(bundle)
+    config = ActorConfig(steps=201, batch_size=32, warmup=5, learning_rate=3e-3)
+    train_actor(bundle, data, windows(), config, (0, "sft"), log=lambda step, values: losses.append(values["loss"]))
+    assert np.mean(losses[-3:]) < 0.7 * losses[0]
+    assert not bundle.policy.training
+
+
+def test_training_refuses_what_it_cannot_learn_from(make):
+    bundle = make()
+    data = problem(bundle)
+    with pytest.raises(ValueError, match="nothing for the actor to learn from"):
+        train_actor(bundle, data, windows(rows=[]), BRIEF, (0,))
+    with pytest.raises(ValueError, match="windows have 5 actions, the policy predicts 4"):
+        train_actor(bundle, data, windows(horizon=5), BRIEF, (0,))
+
+
+def test_chunks_of_all_frames_depend_on_frame_and_key_alone(make):
+    bundle = make()
+    data = problem(bundle)
+    first, again, other = (np.zeros((FRAMES, 2, 4, 3), np.float32) for _ in range(3))
+    sample_all_chunks(bundle, data, FRAMES, 2, (0, "sample"), first, batch_size=4)
+    sample_all_chunks(bundle, data, FRAMES, 2, (0, "sample"), again, batch_size=4)
+    sample_all_chunks(bundle, data, FRAMES, 2, (1, "sample"), other, batch_size=4)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).all()
+    noise = torch.randn(2, 2, 4, 3, generator=generator_for(0, "sample", 2))  # the third batch: frames 8 and 9
+    single = bundle.policy.predict_action_chunk(data.batch(np.array([8, 9])), noise=noise[:, 1])
+    np.testing.assert_allclose(first[8:, 1], single.numpy(), rtol=1e-5, atol=1e-6)

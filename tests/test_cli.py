@@ -1,0 +1,242 @@
+"""Every command alone, on what the one before it has left; and the folder that `aloe run` leaves."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from aloe import cli
+from aloe.experience.store import ExperienceStore
+from aloe.policies.flow import PolicyBundle
+from aloe.types import Source
+
+WORLD = [
+    "--world.task",
+    "reach-v3",
+    "--world.image-size",
+    "32",
+    "--world.max-steps",
+    "20",
+    "--world.action-repeat",
+    "4",
+]
+SMALL = ["--policy.vision-width", "8", "--policy.keypoints", "4", "--policy.width", "32", "--policy.depth", "1"]
+BRIEF = ["--steps", "6", "--batch-size", "8", "--window.horizon", "4"]
+CRITIC = ["--critic.critics", "2", "--critic.width", "16", "--critic.layers", "1", "--critic.heads", "2"]
+
+
+def aloe(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["aloe", *map(str, arguments)])
+        cli.main()
+
+
+def state_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Content and time of writing of every file."""
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def by_hand(tmp_path_factory) -> tuple[Path, dict[str, list[object]]]:
+    """One round, command by command. Folder, and what was typed."""
+    root = tmp_path_factory.mktemp("by_hand")
+    store, cloned = root / "store", root / "sft" / "pretrained_model"
+    source = ["--policy.path", cloned, "--dataset.root", store]
+    advantages = ["--advantages", root / "critic" / "advantages.parquet"]
+    commands = {
+        "demos": ["demos", "--output-dir", store, "--episodes", 2, "--workers", 1, *WORLD],
+        "sft": ["sft", "--dataset.root", store, "--output-dir", root / "sft", *BRIEF, *SMALL],
+        "collect": ["collect", *source, "--episodes", 2, "--workers", 1, "--human.time-fraction", 0.5, *WORLD],
+        "critic": ["critic", *source, "--output-dir", root / "critic", *BRIEF, *CRITIC, "--aloe.samples", 2],
+        "improve": ["improve", *source, *advantages, "--output-dir", root / "improved", *BRIEF],
+        "eval": [
+            *["eval", "--policy.path", root / "improved" / "pretrained_model", "--episodes", 2, "--workers", 1],
+            *["--output", root / "success.json", *WORLD],
+        ],
+    }
+    for command in commands.values():
+        aloe(*command)
+    return root, commands
+
+
+def test_demos_and_collect_fill_one_store(by_hand):
+    root, _ = by_hand
+    frames = ExperienceStore.open(root / "store").columns()
+    demo = frames.source == Source.DEMO
+    assert list(np.unique(frames.episode[demo])) == [0, 1]
+    assert list(np.unique(frames.episode[~demo])) == [2, 3]
+    assert frames.success[demo].sum() == 2
+    assert set(frames.policy_version[~demo]) == {0}
+
+
+def test_sft_and_improve_leave_different_policies_that_load(by_hand):
+    root, _ = by_hand
+    cloned, improved = (PolicyBundle.load(root / name / "pretrained_model").policy for name in ("sft", "improved"))
+    assert cloned.config.chunk_size == 4
+    assert not all((improved.state_dict()[name] == value).all() for name, value in cloned.state_dict().items())
+
+
+def test_critic_writes_a_row_with_a_weight_for_every_step_of_the_store(by_hand):
+    root, _ = by_hand
+    frames = ExperienceStore.open(root / "store").columns()
+    table = pd.read_parquet(root / "critic" / "advantages.parquet")
+    assert table["episode"].tolist() == frames.episode.tolist()
+    assert table["step"].tolist() == frames.step.tolist()
+    assert (table["weight"] >= 0).all()
+    # A = min over the critics of Q, minus V
+    np.testing.assert_allclose(table["advantage"], table[["q_0", "q_1"]].min(axis=1) - table["value"], atol=1e-6)
+
+
+def test_eval_writes_success_with_its_interval(by_hand):
+    root, _ = by_hand
+    report = json.loads((root / "success.json").read_text())
+    assert report["episodes"] == 2
+    assert report["success"] == report["successes"] / 2
+    assert 0 <= report["low"] <= report["success"] <= report["high"] <= 1
+
+
+@pytest.mark.parametrize("name", ["demos", "sft", "collect", "critic", "improve"])
+def test_a_command_that_is_done_changes_nothing_when_given_again(by_hand, name, capsys):
+    root, commands = by_hand
+    before = state_of(root)
+    aloe(*commands[name])
+    assert state_of(root) == before
+    said = capsys.readouterr().out
+    assert ("already done" if name in ("sft", "critic", "improve") else "4 episodes") in said
+
+
+def test_critic_goes_on_from_an_earlier_critic(by_hand):
+    root, commands = by_hand
+    again = ["--warm-start", root / "critic" / "critic.safetensors", "--output-dir", root / "warm"]
+    options = iter(commands["critic"])
+    kept = [o for o in options if o != "--output-dir" or not next(options)]
+    aloe(*kept, *again)
+    cold, warm = (pd.read_parquet(root / name / "advantages.parquet")["q_0"] for name in ("critic", "warm"))
+    assert (cold != warm).any()
+
+
+HELP = {
+    "run": ["--preset", "--output-dir", "--seed", "--rounds", "--method", "--world.task", "--sft.steps", "--fit.steps"],
+    "demos": ["--output-dir", "--episodes", "--noise", "--seed", "--workers", "--world.task", "--world.cameras"],
+    "sft": ["--dataset.root", "--output-dir", "--steps", "--batch-size", "--seed", "--policy.path", "--window.horizon"],
+    "collect": ["--policy.path", "--dataset.root", "--episodes", "--round", "--watched", "--human.patience-steps"],
+    "critic": ["--policy.path", "--dataset.root", "--output-dir", "--bootstrap", "--warm-start", "--critic.critics"],
+    "improve": ["--policy.path", "--dataset.root", "--advantages", "--output-dir", "--steps", "--learning-rate"],
+    "eval": ["--policy.path", "--episodes", "--execute", "--seed", "--output", "--world.max-steps"],
+    "report": ["PATH", "--output", "Run folders."],
+}
+
+
+@pytest.mark.parametrize("name", HELP)
+def test_help_names_the_options_and_what_the_command_is_for(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        aloe(name, "--help")
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert [option for option in HELP[name] if option not in said] == []
+    purpose = (cli.COMMANDS | {"run": cli.Run})[name].__doc__.split(".")[0].split(":")[0]
+    assert purpose in " ".join(said.split())
+
+
+def test_aloe_alone_lists_every_command(capsys):
+    aloe()
+    said = capsys.readouterr().out
+    assert [name for name in HELP if f"  {name} " not in said] == []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("run") / "tiny"
+    aloe("run", "--preset", "tiny", "--rounds", 1, "--output-dir", root)
+    return root
+
+
+def test_the_run_folder_holds_what_it_should(run):
+    policy = {
+        "config.json",
+        "model.safetensors",
+        "policy_preprocessor.json",
+        "policy_preprocessor_step_4_normalizer_processor.safetensors",
+        "policy_postprocessor.json",
+        "policy_postprocessor_step_0_unnormalizer_processor.safetensors",
+    }
+    assert {p.name for p in run.iterdir()} == {
+        *("config.json", "metrics.jsonl", "summary.json", "curve.png"),
+        *("tensorboard", "experience", "cache", "rounds"),
+    }
+    assert {p.name for p in (run / "rounds").iterdir()} == {"000", "001"}
+    for index, files in (
+        ("000", {"optimizer.safetensors"}),
+        ("001", {"optimizer.safetensors", "critic.safetensors", "advantages.parquet"}),
+    ):
+        folder = run / "rounds" / index
+        assert {p.name for p in (folder / "pretrained_model").iterdir()} == policy
+        assert {p.name for p in folder.iterdir() if not p.name.endswith(".done.json")} == files | {"pretrained_model"}
+    assert ExperienceStore.open(run / "experience").num_episodes == 4  # 2 demonstrations and 2 of the round
+
+
+def test_advantages_have_the_columns_of_the_documentation(run):
+    table = pd.read_parquet(run / "rounds" / "001" / "advantages.parquet")
+    assert list(table) == [
+        *("episode", "step", "source", "policy_version", "return"),
+        *("q_0", "q_1", "value", "advantage", "weight"),
+    ]
+    assert len(table) == ExperienceStore.open(run / "experience").num_frames
+    assert not table.isna().any(axis=None)
+
+
+def test_the_summary_counts_what_the_store_holds(run):
+    summary = json.loads((run / "summary.json").read_text())
+    frames = ExperienceStore.open(run / "experience").columns()
+    assert list(summary) == ["task", "method", "seed", "rounds"]
+    assert (summary["task"], summary["method"], summary["seed"]) == ("reach-v3", "aloe", 0)
+    first, last = summary["rounds"]
+    assert set(last) >= {
+        *("round", "episodes", "env_steps", "human_steps", "takeovers", "seconds"),
+        *("success", "success_low", "success_high", "steps_to_success"),
+    }
+    assert (first["round"], first["episodes"], first["human_steps"], first["takeovers"]) == (0, 2, 0, 0)
+    assert first["env_steps"] == (frames.episode < 2).sum()
+    assert (last["round"], last["episodes"], last["env_steps"]) == (1, 4, len(frames))
+    assert last["human_steps"] == (frames.source == Source.HUMAN).sum()
+    assert last["takeovers"] == len(np.unique(frames.episode[frames.source == Source.HUMAN]))
+    assert list(first["seconds"]) == ["demos", "sft", "eval"]
+    assert list(last["seconds"]) == ["collect", "sample", "critic", "advantages", "improve", "eval"]
+
+
+def test_tensorboard_shows_the_metrics(run):
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        values = {k: v for k, v in line.items() if k not in ("round", "stage", "step")}
+        assert values, line
+        for name, value in values.items():
+            shown = [event.value for event in events.Scalars(f"{line['stage']}/{name}")]
+            assert pytest.approx(value, rel=1e-6) in shown
+    # steps count on from round to round: one measurement of success after cloning, one after the round
+    assert [event.step for event in events.Scalars("eval/success")] == [0, 1]
+    assert [event.step for event in events.Scalars("critic/loss")] == [0, 11]
+
+
+def test_a_run_that_is_done_changes_nothing_when_given_again(run):
+    before = state_of(run)
+    aloe("run", "--preset", "tiny", "--rounds", 1, "--output-dir", run)
+    after = state_of(run)
+    curve = str(run / "curve.png")  # drawn anew, the same
+    assert after[curve][0] == before[curve][0]
+    assert {k: v for k, v in after.items() if k != curve} == {k: v for k, v in before.items() if k != curve}
+
+
+def test_report_shows_every_round_and_draws_the_curve(run, tmp_path, capsys):
+    aloe("report", run, "--output", tmp_path / "curve.png")
+    said = capsys.readouterr().out
+    rows = [row for row in said.splitlines() if "│" in row]
+    assert "aloe on reach-v3, seed 0" in said
+    assert len(rows) >= 2
+    assert [row.split("│")[1].strip() for row in rows[-2:]] == ["0", "1"]
+    assert [row.split("│")[2].strip() for row in rows[-2:]] == ["2", "4"]
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
