@@ -1,5 +1,7 @@
 """What the benchmarks share: how they time, and how they print."""
 
+import contextlib
+import io
 import os
 import platform
 import time
@@ -29,10 +31,11 @@ def print_row(cells: Sequence[object]) -> None:
 
 def per_second(work: Callable[[], object], seconds: float, warm_up: int = 2) -> float:
     """How often `work` runs in a second of wall clock: over at least `seconds`, after `warm_up` runs that do not count."""
-    for _ in range(warm_up):
-        work()
-    count, start = 0, time.perf_counter()
-    while (passed := time.perf_counter() - start) < seconds or not count:
-        work()
-        count += 1
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars
+        for _ in range(warm_up):
+            work()
+        count, start = 0, time.perf_counter()
+        while (passed := time.perf_counter() - start) < seconds or not count:
+            work()
+            count += 1
     return count / passed

@@ -1,17 +1,17 @@
 """Environment steps a second of the rollout pool, by number of workers.
 
-    python benchmarks/rollout.py
+    .venv/bin/python benchmarks/rollout.py
 
 A policy that costs nothing plays noise, so that every episode lasts until time-out and only the world is
 measured.
 """
 
-import os
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
 import tyro
+from _common import print_header, print_row
 
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.pool import EpisodeRequest, WorldPool
@@ -51,17 +51,18 @@ def steps_per_second(pool: WorldPool, config: Config, *, record: bool) -> float:
 
 
 def main(config: Config) -> None:
-    print(f"{config.world.task}, {len(config.world.cameras)} cameras of {config.world.image_size} px,", end=" ")
-    print(f"action_repeat {config.world.action_repeat}, {os.cpu_count()} cores")
-    print("| workers | recorded, steps/s | unrecorded, steps/s |")
-    print("|---|---|---|")
+    print_header(
+        f"{config.world.task}, {len(config.world.cameras)} cameras of {config.world.image_size} px, "
+        f"action_repeat {config.world.action_repeat}",
+        ["workers", "recorded, steps/s", "unrecorded, steps/s"],
+    )
     for workers in config.workers:
         with WorldPool(config.world, workers) as pool:
             warm_up = Config(world=config.world, episodes=workers)
             steps_per_second(pool, warm_up, record=True)  # every worker makes its renderer
             recorded = steps_per_second(pool, config, record=True)
             unrecorded = steps_per_second(pool, config, record=False)
-        print(f"| {workers} | {recorded:.0f} | {unrecorded:.0f} |", flush=True)
+        print_row([workers, f"{recorded:.0f}", f"{unrecorded:.0f}"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("SVT_LOG", "1")  # the video encoder tells its settings for every episode otherwise
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ def smooth_pictures(rng: np.random.Generator, steps: int, size: int) -> np.ndarr
 
 
 def make_store(root: Path, config: Config, video: bool) -> ExperienceStore:
-    cameras = {camera: (config.image_size, config.image_size) for camera in ("topview", "behindGripper")}
+    cameras = dict.fromkeys(("topview", "behindGripper"), (config.image_size, config.image_size))
     store = ExperienceStore.create(root, cameras=cameras, state_dim=4, action_dim=4, fps=config.fps, video=video)
     rng, last = np.random.default_rng(0), np.arange(config.steps) == config.steps - 1
     for index in range(config.episodes):

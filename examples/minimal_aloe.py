@@ -65,14 +65,14 @@ class World:
 
 def play(world, act, seed=None, by_human=False, watched=False):
     """One fragment: steps by one actor until success, or failure, which is the time-out or the cut by a human who watches:
-    where nothing has moved for a quarter of the time, or three quarters are over. With a seed, the world is reset first."""
+    where nothing has moved for a third of the time, or three quarters are over. With a seed, the world is reset first."""
     if seed is not None:
         world.reset(seed)
     state_TS, action_TA, success, best, since = [], [], False, 0.0, 0
     for step in range(MAX_STEPS):
         if world.progress > best + 0.1:
             best, since = world.progress, step
-        if success or (watched and (step - since > MAX_STEPS / 4 or step > MAX_STEPS * 3 / 4)):
+        if success or (watched and (step - since > MAX_STEPS / 3 or step > MAX_STEPS * 3 / 4)):
             break
         state_TS.append(world.state_S.astype(np.float32))
         action_TA.append(np.clip(act(world.state_S, step), -1, 1).astype(np.float32))
@@ -204,7 +204,7 @@ def main(args):
     warnings.simplefilter("ignore", UserWarning)  # Meta-World warns of its own experts' gains
     torch.manual_seed(args.seed)  # for the first weights; all other chance has a generator of its own
     chance, world = torch.Generator().manual_seed(args.seed), World(args.task, args.seed)
-    demos, collected, evaluated, steps = (3, 3, 3, 30) if args.quick else (10, 30, 50, 700)
+    demos, collected, evaluated, steps = (3, 3, 3, 30) if args.quick else (10, 30, 50, 1000)
     seeds = (np.random.SeedSequence(args.seed).generate_state(9999) >> 1).tolist()  # of the world's resets
     fragments = [play(world, world.human, seeds.pop(), by_human=True) for _ in range(demos)]
     assert any(fragment["success"] for fragment in fragments), "MAX_STEPS is too short for the expert in this task"
@@ -232,7 +232,7 @@ def main(args):
             A_N = advantages(critics, data, samples_NMHA)
             weight_N = (A_N / A_N.std()).clamp(-3, 3).exp()  # w = exp(clip(A / beta, -eps, eps))
             weight_N *= torch.where(data["failed_N"], args.failed_share, 1.0)
-            fit_policy(policy, policy_optimizer, data, weight_N, steps, 5e-4, chance)
+            fit_policy(policy, policy_optimizer, data, weight_N, steps, 1e-3, chance)
             advantage = f"{A_N[data['human_N']].mean():+.3f} | {A_N[~data['human_N']].mean():+.3f}"
         played = [play(world, policy.act, seed) for seed in seeds[:evaluated]]  # always the same
         success, length = np.mean([f["success"] for f in played]), np.mean([len(f["action_TA"]) for f in played])

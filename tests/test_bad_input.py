@@ -87,6 +87,14 @@ def test_unknown_task(complaint, tmp_path, command):
     assert not (tmp_path / "out").exists()
 
 
+def test_unknown_task_on_a_terminal_that_knows_unicode(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["aloe", "eval", "--policy.path", "x", "--world.task", "dance-v3"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert_says(line, "aloe: world: unknown Meta-World task 'dance-v3'; did you mean", "; see aloe eval --help")
+
+
 def test_unknown_camera(complaint, tmp_path):
     line = complaint("demos", "--output-dir", tmp_path / "out", "--world.cameras", "ceiling")
     assert_says(line, "'ceiling'", "topview", "behindGripper")
@@ -309,7 +317,7 @@ def test_full_disk(policy, store, small_disk, tmp_path, monkeypatch, capsys, com
     options = ["--dataset.root", store, "--policy.path", policy, "--window.horizon", 4]
     options += ["--steps", 4, "--batch-size", 4, "--save-every", 2]
     if command == "critic":
-        options += ["--aloe.samples", 32, "--critic.width", 16, "--critic.heads", 2]
+        options += ["--aloe.samples", 512, "--critic.width", 16, "--critic.heads", 2]
     monkeypatch.setattr(sys, "argv", ["aloe", command, *map(str, options), "--output-dir", str(tmp_path / "out")])
     cli.main()
     monkeypatch.setattr(sys, "argv", ["aloe", command, *map(str, options), "--output-dir", str(disk / "out")])

@@ -340,7 +340,7 @@ def _parse(command: Any, name: str, arguments: list[str], **default: Any) -> Any
         with contextlib.redirect_stderr(said):
             return tyro.cli(command, prog=f"aloe {name}", args=arguments, **default)
     except SystemExit:
-        text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯]|[─-]{4,}", " ", said.getvalue())  # without colours and the box
+        text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯─]|-{4,}", " ", said.getvalue())  # without colours and the box
         mistake = re.match(
             r"Value error (?:Error parsing )?(.*?) (Argument helptext:|For full helptext)", " ".join(text.split())
         )

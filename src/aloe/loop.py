@@ -20,6 +20,7 @@ from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder, write_json
 from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
+from aloe.training import Log
 from aloe.types import Source
 from aloe.value.critic import CriticConfig
 from aloe.value.fit import FitConfig
@@ -140,7 +141,7 @@ class Circle:
         self.say("round 0: cloning the demonstrations")
         bundle = stages.new_policy(self.store, config.policy, config.window.horizon, key)
         rows = stages.sft_rows(self.store.columns(), config.window, self._scale)
-        log = self._logger(0, "sft", out / "sft.checkpoint.safetensors", config.sft.save_every)
+        log = self._logger(0, "sft", out / "sft.checkpoint.safetensors")
         stages.train_policy(bundle, self.store, self.run.cache, rows, config.sft, key, out, log=log, label="sft")
 
     def _collect(self, index: int, bundle: PolicyBundle) -> None:
@@ -178,7 +179,7 @@ class Circle:
         else:
             if index > 1:
                 state.load(run.round(index - 1) / "critic.safetensors")
-            log = self._logger(index, "critic", out / "critic.checkpoint.safetensors", config.fit.save_every)
+            log = self._logger(index, "critic", out / "critic.checkpoint.safetensors")
             with run.stage(index, "critic"):
                 key = (config.seed, "critic", index)
                 stages.critic_stage(data, state, config.fit, config.window.discount, key, out, log)
@@ -195,7 +196,7 @@ class Circle:
             windows = make_windows(frames, config.window, self._scale)
             rows = stages.rows_from_advantages(out / "advantages.parquet", frames, windows)
         moments = run.round(index - 1) / "optimizer.safetensors"
-        log = self._logger(index, "improve", out / "improve.checkpoint.safetensors", config.improve.save_every)
+        log = self._logger(index, "improve", out / "improve.checkpoint.safetensors")
         stages.train_policy(
             bundle,
             self.store,
@@ -239,9 +240,9 @@ class Circle:
         assert demos is not None, "the scale of the rewards is known once there are demonstrations"
         return demos["return_scale"]
 
-    def _logger(self, index: int, stage: str, checkpoint: Path, save_every: int) -> Any:
+    def _logger(self, index: int, stage: str, checkpoint: Path) -> Log:
         """A logger that keeps what was logged up to the checkpoint from which the stage goes on."""
-        return self.run.logger(index, stage, stages.checkpoint_step(checkpoint) if save_every else 0)
+        return self.run.logger(index, stage, stages.checkpoint_step(checkpoint))
 
     def _finish_round(self, index: int) -> None:
         """Brings TensorBoard and then the summary up to date, unless the summary holds this round already."""

@@ -86,7 +86,10 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
         try:
             module.load_state_dict(of(name))
         except RuntimeError as error:
-            raise ValueError(f"{path} was made by a model of another shape: {error}") from error
+            first = str(error).splitlines()[1:2] or [str(error)]
+            raise ValueError(
+                f"{path} was made by a model of another shape ({first[0].strip()}); give the sizes it was made with"
+            ) from error
     for name, optimizer in optimizers.items():
         state: dict[int, dict[str, Any]] = {}
         for key, value in of(name).items():

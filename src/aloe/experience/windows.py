@@ -133,7 +133,7 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float) -> Windows:
     if (last - first + 1).max() < horizon:
         raise ValueError(
             f"the horizon of {horizon} steps is longer than every fragment in the store "
-            f"(longest: {(last - first + 1).max()}); choose a smaller --horizon"
+            f"(longest: {(last - first + 1).max()}); choose a smaller --window.horizon"
         )
 
     taken_over = np.zeros(len(first), dtype=bool)  # by the human, in the same episode: a cut even where unlabelled

@@ -44,6 +44,10 @@ class ActorConfig:
     save_every: int = 500
     """Steps between checkpoints within the phase."""
 
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.save_every) < 1:
+            raise ValueError("steps, batch_size and save_every must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRows:

@@ -64,6 +64,10 @@ class FitConfig:
     save_every: int = 500
     """Steps between checkpoints within the phase."""
 
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.save_every, self.target_samples) < 1:
+            raise ValueError("steps, batch_size, save_every and target_samples must be at least 1")
+
 
 @runtime_checkable
 class ObservationSource(Protocol):
