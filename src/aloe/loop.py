@@ -305,11 +305,11 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
 PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
         world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
-        demos=DemosConfig(episodes=6),
-        sft=ActorConfig(steps=600),
+        demos=DemosConfig(episodes=3),
+        sft=ActorConfig(steps=1000),
         collect=CollectConfig(episodes=20),
         human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
-        improve=ActorConfig(steps=400, learning_rate=5e-4),
+        improve=ActorConfig(steps=600, learning_rate=5e-4),
         eval=EvalConfig(episodes=60),
     ),
     "tiny": RunConfig(

@@ -118,7 +118,8 @@ class ExperienceStore:
         root = Path(root)
         if not (root / "meta/info.json").is_file():
             raise ValueError(
-                f"{root} is no store: it has no meta/info.json; record one with `aloe demos` or ExperienceStore.create()"
+                f"{root} is no store: it has no meta/info.json; "
+                "record one with `aloe demos` or ExperienceStore.create()"
             )
         check_features(load_info(root).features)
         with _locked(root):
