@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from aloe.experience.windows import WindowConfig
 from aloe.run import RunFolder, new_folder, to_plain, write_json
 
 
@@ -165,3 +166,11 @@ def test_tensorboard_counts_steps_on_from_round_to_round(tmp_path):
     shown = [(event.step, event.value) for event in events.Scalars("critic/loss")]
     assert shown == [(0, 100), (20, 120), (39, 139), (40, 200), (60, 220), (79, 239)]
     assert [event.value for event in events.Scalars("eval/success")] == [0.5]
+
+
+def test_a_second_process_is_kept_out_of_a_run_that_is_being_worked_on(tmp_path):
+    run = RunFolder.open(tmp_path / "run", WindowConfig())
+    with run.locked(), pytest.raises(ValueError, match="another aloe works in"), RunFolder(run.root).locked():
+        pass
+    with run.locked():  # free again
+        pass

@@ -21,7 +21,7 @@ from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.loop import PRESETS, RunConfig, run_circle
 from aloe.methods.aloe import AloeConfig
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.flow import PolicyBundle, default_execute
 from aloe.policies.train import ActorConfig
 from aloe.report.text import draw_curve, read_summary, summary_table
 from aloe.rollout.human import HumanConfig
@@ -113,8 +113,8 @@ class Collect:
     """Number of this collection: each has scenes of its own, and a collection that was stopped goes on."""
     policy_version: int = 0
     """Version of the policy, written beside every step."""
-    execute: int = 4
-    """Actions of a chunk that are executed before the policy predicts again."""
+    execute: int | None = None
+    """Actions of a chunk that are executed before the policy predicts again; by default what its config says."""
     seed: int = 0
     workers: int = 2
     """Worlds at once, each in a process."""
@@ -127,7 +127,10 @@ class Collect:
         bundle = PolicyBundle.load(self.policy.path)
         stages.check_fits_world(bundle, self.world)
         store = stages.open_store(self.dataset.root, self.world)
+        stages.check_same_policy(store, self.seed, self.round, self.episodes, self.policy_version)
         already = stages.episodes_recorded(store, self.seed, self.round, self.episodes)
+        if already == self.episodes:
+            console.print(f"collection {self.round} is complete; --round {self.round + 1} begins another")
         with WorldPool(self.world, self.workers) as pool:
             stages.collect(
                 store,
@@ -136,7 +139,7 @@ class Collect:
                 self.human if self.watched else None,
                 episodes=self.episodes,
                 already=already,
-                execute=self.execute,
+                execute=self.execute or default_execute(bundle.policy),
                 version=self.policy_version,
                 seed=self.seed,
                 round_index=self.round,
@@ -175,7 +178,7 @@ class Critic(FitConfig):
         inputs = EvaluationInputs.of(store, bundle, tower, self.output_dir / "cache", self.window, scale)
         run = RunFolder.open(self.output_dir, self)
         samples = self.output_dir / "cache" / "samples.npy"
-        if not run.done(0, "sample"):
+        if not run.done(0, "sample") or not samples.exists():
             with run.stage(0, "sample"):
                 stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples)
         data = stages.critic_data(inputs, samples)
@@ -191,6 +194,7 @@ class Critic(FitConfig):
                 stages.critic_stage(data, state, self, self.window.discount, key, self.output_dir, log)
         with run.stage(0, "advantages"):
             metrics = stages.advantage_stage(inputs, data, state, self, self.aloe, self.output_dir)
+            run.logger(0, "advantages")(0, metrics)
         for name, value in metrics.items():
             console.print(f"{name:>20} {value:8.3f}")
         console.print(f"wrote {self.output_dir / 'advantages.parquet'}")
@@ -246,8 +250,8 @@ class Eval:
 
     policy: PolicySource
     episodes: int = 50
-    execute: int = 4
-    """Actions of a chunk that are executed before the policy predicts again."""
+    execute: int | None = None
+    """Actions of a chunk that are executed before the policy predicts again; by default what its config says."""
     seed: int = 0
     workers: int = 2
     """Worlds at once, each in a process."""
@@ -260,7 +264,12 @@ class Eval:
         stages.check_fits_world(bundle, self.world)
         with WorldPool(self.world, self.workers) as pool:
             report = stages.measure(
-                pool, bundle, episodes=self.episodes, execute=self.execute, version=0, seed=self.seed
+                pool,
+                bundle,
+                episodes=self.episodes,
+                execute=self.execute or default_execute(bundle.policy),
+                version=0,
+                seed=self.seed,
             )
         console.print(
             f"success {report.success:.1%} (95 % interval {report.low:.1%} to {report.high:.1%}), "
@@ -314,7 +323,7 @@ class Run(RunConfig):
     """The whole circle, round after round. --preset NAME gives the defaults (quickstart, tiny)."""
 
     output_dir: Path | None = None
-    """Run folder; runs/<preset>-<seed> by default."""
+    """Run folder; by default runs/<preset>-<seed>, with task and method where they are not the preset's."""
     resume: bool = True
     """Go on with a run that is already there; with --no-resume that is an error."""
 
@@ -324,13 +333,21 @@ def run_command(arguments: list[str]) -> None:
     preset, arguments = _take_preset(arguments)
     options = _parse(Run, "run", arguments, default=Run(**vars(PRESETS[preset])))
     config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
-    output_dir = options.output_dir or Path("runs") / f"{preset}-{config.seed}"
+    output_dir = options.output_dir or _default_folder(preset, config)
     run = run_circle(config, output_dir, resume=options.resume, say=lambda line: console.print(f"[bold]{line}"))
     console.print(summary_table(read_summary(run.root)))
     draw_curve([read_summary(run.root)], run.root / "curve.png")
     console.print(f"learning curve  {run.root / 'curve.png'}")
     console.print(f"last policy     {run.policy(config.rounds)}")
     console.print(f"everything      {run.root}")
+
+
+def _default_folder(preset: str, config: RunConfig) -> Path:
+    """runs/quickstart-0; where task or method is not the preset's, it is named, too."""
+    usual = PRESETS[preset]
+    parts = [preset, *([config.world.task] if config.world.task != usual.world.task else [])]
+    parts += [config.method] if config.method != usual.method else []
+    return Path("runs") / "-".join([*parts, str(config.seed)])
 
 
 def _parse(command: Any, name: str, arguments: list[str], **default: Any) -> Any:

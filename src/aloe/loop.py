@@ -14,7 +14,7 @@ from aloe import stages
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.methods.aloe import AloeConfig
-from aloe.policies.flow import PolicyBundle, chunk_shape
+from aloe.policies.flow import PolicyBundle, check_sees_all, chunk_shape
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorldPool
@@ -37,6 +37,10 @@ class CollectConfig:
     episodes: int = 20
     """Episodes a round."""
 
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError("a round needs at least one episode: --collect.episodes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
@@ -44,6 +48,10 @@ class EvalConfig:
 
     episodes: int = 50
     """Episodes, on the same seeds for every version."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError("success cannot be measured on no episodes: --eval.episodes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +84,13 @@ class RunConfig:
             raise ValueError(
                 f"--policy.execute {self.policy.execute} is more than the chunk of --window.horizon {self.window.horizon}"
             )
-        if self.rounds < 0 or self.workers < 1:
-            raise ValueError("--rounds must not be negative, --workers at least 1")
+        if self.rounds < 0 or self.seed < 0 or self.workers < 1:
+            raise ValueError("--rounds and --seed must not be negative, --workers at least 1")
+        if self.fit.target_samples > self.aloe.samples:
+            raise ValueError(
+                f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
+                f"{self.aloe.samples}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +160,19 @@ class Circle:
     def _collect(self, index: int, bundle: PolicyBundle) -> None:
         config = self.config
         before = (self.run.done(index - 1, "collect") or self.run.done(0, "demos") or {})["episodes"]
+        already = self.store.num_episodes - before
+        if already != stages.episodes_recorded(self.store, config.seed, index, config.collect.episodes):
+            raise ValueError(
+                f"{self.store.root} holds {self.store.num_episodes} episodes, this run {before} before round {index}: "
+                "something else wrote to it or removed episodes; restore it, or choose another --output-dir"
+            )
         stages.collect(
             self.store,
             self.pool,
             bundle,
             config.human,
             episodes=config.collect.episodes,
-            already=self.store.num_episodes - before,
+            already=already,
             execute=config.policy.execute,
             version=index - 1,
             seed=config.seed,
@@ -287,17 +306,18 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
     Raises:
         ValueError: the folder belongs to another config, or something in the config does not fit together.
     """
-    if config.policy.path is not None:
+    if config.policy.path is not None and not RunFolder(output_dir).policy(0).exists():
         bundle = PolicyBundle.load(config.policy.path)
         stages.check_fits_world(bundle, config.world)
+        check_sees_all(bundle, config.world.cameras)
         horizon = chunk_shape(bundle.policy)[0]
         if horizon != config.window.horizon:
             raise ValueError(
                 f"{config.policy.path} predicts chunks of {horizon} actions; give --window.horizon {horizon}"
             )
     run = RunFolder.open(output_dir, config, resume)
-    store = stages.open_store(run.experience, config.world)
-    with WorldPool(config.world, config.workers) as pool:
+    with run.locked(), WorldPool(config.world, config.workers) as pool:
+        store = stages.open_store(run.experience, config.world)
         Circle(run=run, config=config, store=store, pool=pool, say=say).turn()
     return run
 

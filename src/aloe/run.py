@@ -9,6 +9,7 @@ rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ...,
 """
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from aloe.training import Log
+
+ALWAYS_FREE = ("output_dir", "resume", "rounds")
+"""Options that decide nothing about what has been done: a run may be moved, and go on for more rounds."""
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -52,6 +56,23 @@ class RunFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process out while the block runs; the lock goes with the process that holds it.
+
+        Raises:
+            ValueError: another process works in this folder.
+        """
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another aloe works in {self.root}; wait, or give another --output-dir") from error
+            yield
+        finally:
+            os.close(folder)
+
     @classmethod
     def open(cls, root: Path, config: Any, resume: bool = True) -> "RunFolder":
         """Makes the folder, or goes on with it if it was made by the same config.
@@ -61,20 +82,20 @@ class RunFolder:
         """
         config_file = root / "config.json"
         plain = to_plain(config)
-        if config_file.exists():
-            if not resume:
-                raise ValueError(
-                    f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir"
-                )
-            stored = json.loads(config_file.read_text())
-            if changed := _differences(stored, plain):
-                raise ValueError(
-                    f"{root} was made with another config ({'; '.join(changed[:4])}); "
-                    "give the same options to go on with it, or choose another --output-dir"
-                )
-        elif root.exists() and any(not path.name.endswith(".partial") for path in root.iterdir()):
-            raise ValueError(f"{root} is not empty and holds no run; choose another --output-dir")
-        else:
+        if not config_file.exists():
+            if root.exists() and any(not path.name.endswith(".partial") for path in root.iterdir()):
+                raise ValueError(f"{root} is not empty and holds no run; choose another --output-dir")
+            write_json(config_file, plain)
+            return cls(root)
+        if not resume:
+            raise ValueError(f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir")
+        stored = json.loads(config_file.read_text())
+        if changed := _differences(stored, {**plain, **{key: stored[key] for key in ALWAYS_FREE if key in stored}}):
+            raise ValueError(
+                f"{root} was made with another config ({'; '.join(changed[:4])}); "
+                "give the same options to go on with it, or choose another --output-dir"
+            )
+        if stored != plain:
             write_json(config_file, plain)
         return cls(root)
 

@@ -91,9 +91,13 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
                 f"{path} was made by a model of another shape ({first[0].strip()}); give the sizes it was made with"
             ) from error
     for name, optimizer in optimizers.items():
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Any]] = {}
         for key, value in of(name).items():
             index, moment = key.split("/")
             state.setdefault(int(index), {})[moment] = value
+            # A fused optimizer would read out of bounds, silently.
+            if int(index) >= len(parameters) or (value.ndim and value.shape != parameters[int(index)].shape):
+                raise ValueError(f"{path} holds the optimizer of a model of another shape; give the one of this model")
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return step

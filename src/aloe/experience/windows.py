@@ -6,6 +6,7 @@ of its episode, by `terminated` or `truncated`, or by another actor taking over.
 the end of its fragment is kept: the rewards after the end are 0 and `is_pad` marks the missing actions.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,7 +73,7 @@ class Windows:
     """False for the last windows of a fragment whose recording just stopped: neither an end nor a next state is known,
     so a critic cannot learn from them (an actor can)."""
     return_range: tuple[float, float]
-    """Lowest and highest return that is possible in episodes as long as the longest fragment here."""
+    """Lowest and highest return that is possible: in episodes as long as the longest fragment, or for ever (`timeout`)."""
 
     @property
     def bootstraps(self) -> Bool[ndarray, "N"]:
@@ -163,7 +164,10 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float) -> Windows:
     ends_inside = wanted[:, -1] >= end[:, 0]
     terminated = ends_inside & (success | failure)[fragment]
     longest = int((last - first + 1).max())
-    lowest = -sum(config.discount**k for k in range(longest)) / scale - config.failure_penalty
+    # Where a time-out is no end, a return may go on for ever.
+    steps = longest if config.timeout == "failure" else math.inf
+    total = steps if config.discount == 1 else (1 - config.discount**steps) / (1 - config.discount)
+    lowest = -total / scale - config.failure_penalty
     return Windows(
         frames=taken,
         is_pad=is_pad,

@@ -53,6 +53,6 @@ def actor_rows(frames: Frames, windows: Windows, evaluation: Evaluation, config:
     advantage = torch.from_numpy(evaluation.advantage)
     beta = config.beta_scale * float(advantage.std(correction=0))
     weight = advantage_weight(advantage, beta, config.clip).numpy()
-    failed = ~windows.fragment_success & windows.has_target
+    failed = windows.ended & ~windows.fragment_success
     weight = np.where(failed, config.failed_share * weight, weight).astype(np.float32)
     return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)

@@ -12,12 +12,14 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from draccus.utils import DecodingError
 from jaxtyping import Float, Float32, UInt8
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
@@ -74,17 +76,22 @@ class PolicyBundle:
         if kind not in SUPPORTED:
             raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(SUPPORTED)}")
         try:
+            config = PreTrainedConfig.from_pretrained(folder)
+            config.device = "cpu"  # wherever it was trained: the worlds hand over, and take, CPU arrays
             with contextlib.redirect_stdout(io.StringIO()):  # LeRobot prints a line at every load
-                policy = get_policy_class(kind).from_pretrained(
-                    folder, config=PreTrainedConfig.from_pretrained(folder), strict=True
-                )
+                policy = get_policy_class(kind).from_pretrained(folder, config=config, strict=True)
+        except DecodingError as error:
+            raise ValueError(f"{config_file} has options that this version does not know: {error}") from error
         except RuntimeError as error:  # what torch raises for missing keys and other shapes
             raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
         except (FileNotFoundError, SafetensorError) as error:
             raise ValueError(
                 f"the weights in {folder} are missing or damaged ({error}); copy the policy anew"
             ) from error
-        pre, post = make_pre_post_processors(policy.config, pretrained_path=str(folder))
+        on_cpu = {"device_processor": {"device": "cpu"}}
+        pre, post = make_pre_post_processors(
+            policy.config, pretrained_path=str(folder), preprocessor_overrides=on_cpu, postprocessor_overrides=on_cpu
+        )
         return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
 
 
@@ -128,6 +135,15 @@ def chunk_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
     match policy:
         case TinyVLAPolicy():
             return policy.config.chunk_size, policy.action_dim
+        case _:
+            raise _unsupported(policy)
+
+
+def default_execute(policy: PreTrainedPolicy) -> int:
+    """Actions of a chunk that the policy's own config executes before it predicts again."""
+    match policy:
+        case TinyVLAPolicy():
+            return policy.config.n_action_steps
         case _:
             raise _unsupported(policy)
 
@@ -222,6 +238,16 @@ def image_batch(images: dict[str, UInt8[ndarray, "B h w 3"]]) -> dict[str, Float
         IMAGES + camera: torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
         for camera, pictures in images.items()
     }
+
+
+def check_sees_all(bundle: PolicyBundle, cameras: Collection[str]) -> None:
+    """Raises ValueError unless the policy sees every camera: its tower is to encode them all for the critics."""
+    seen = {key.removeprefix(IMAGES) for key in bundle.policy.config.image_features}
+    if unseen := set(cameras) - seen:
+        raise ValueError(
+            f"the policy does not see camera {', '.join(sorted(unseen))}, with which the critics would have to do; "
+            "use a policy that sees all cameras, or record without that one"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from aloe.stages.critic import (
 from aloe.stages.play import (
     DemosConfig,
     check_fits_world,
+    check_same_policy,
     collect,
     demonstrate,
     episodes_recorded,
@@ -38,6 +39,7 @@ __all__ = [
     "advantage_stage",
     "check_fits_store",
     "check_fits_world",
+    "check_same_policy",
     "checkpoint_step",
     "collect",
     "critic_data",

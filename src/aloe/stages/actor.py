@@ -25,6 +25,9 @@ from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
 from aloe.training import Log, generator_for, save_state, state_step
 from aloe.types import Source
 
+SMALLEST_STD = 1e-2
+"""Demonstrations may hold a number still, the grip for example; divided by less, a human's twitch would become enormous."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
@@ -46,6 +49,10 @@ class PolicyConfig:
     """Random-shift augmentation of the pictures, in pixels."""
     flow_steps: int = 5
     """Euler steps from noise to action."""
+
+    def __post_init__(self) -> None:
+        if min(self.execute, self.vision_width, self.keypoints, self.width, self.depth, self.flow_steps) < 1:
+            raise ValueError("execute, flow_steps and the sizes of the policy must be at least 1")
 
 
 def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: tuple[int | str, ...]) -> PolicyBundle:
@@ -75,7 +82,10 @@ def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: 
         torch.manual_seed(generator_for(*key).initial_seed())
         policy = TinyVLAPolicy(policy_config)
     stats = {
-        name: {"mean": torch.from_numpy(rows[demo].mean(0)), "std": torch.from_numpy(rows[demo].std(0))}
+        name: {
+            "mean": torch.from_numpy(rows[demo].mean(0)),
+            "std": torch.from_numpy(rows[demo].std(0).clip(min=SMALLEST_STD)),
+        }
         for name, rows in (("observation.state", frames.state), ("action", frames.action))
     }
     pre, post = make_pre_post_processors(policy_config, dataset_stats=stats)

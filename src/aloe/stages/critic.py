@@ -14,6 +14,7 @@ from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.methods import aloe as aloe_method
 from aloe.policies.flow import (
     PolicyBundle,
+    check_sees_all,
     chunk_shape,
     encode_images,
     feature_dim,
@@ -74,6 +75,7 @@ def sample_stage(inputs: EvaluationInputs, samples: int, key: tuple[int | str, .
 
 def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
     """Windows, cached features and sampled chunks, ready for the critics. Encodes the pictures that are new."""
+    check_sees_all(inputs.tower, inputs.store.cameras)
     tower = inputs.tower.policy.eval()
     pictures = FrameCache(inputs.cache / "pictures", inputs.store)
     features = FeatureCache(inputs.cache / "features", tower_key(tower), pictures, (feature_dim(tower),))
@@ -84,6 +86,8 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
 
     features.update(encode)
     rows = policy_rows(inputs.tower, inputs.frames, pictures)
+    if not torch.equal(rows.action, policy_rows(inputs.bundle, inputs.frames, pictures).action):
+        raise ValueError("the policy and the one whose tower the critics see with normalise actions differently")
     state, language = rows.inputs["observation.state"], language_features(tower, rows.inputs)
 
     def observations(frames: np.ndarray) -> Observations:

@@ -28,6 +28,10 @@ class DemosConfig:
     noise: float = 0.1
     """Standard deviation of the noise on the expert's actions, in the world's units."""
 
+    def __post_init__(self) -> None:
+        if self.episodes < 1 or self.noise < 0:
+            raise ValueError("at least one demonstration is needed, and noise must not be negative")
+
 
 def open_store(root: Path, world: MetaWorldConfig) -> ExperienceStore:
     """The store in `root`, made if there is none, checked against the world that is to be recorded."""
@@ -51,25 +55,29 @@ def check_fits_world(bundle: PolicyBundle, world: MetaWorldConfig) -> None:
 
 
 def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, seed: int) -> None:
-    """Records until the store holds `config.episodes` successful demonstrations; goes on from what is there.
+    """Records until the store holds `config.episodes` successful demonstrations of the task; goes on from what is there.
 
     Raises:
         ValueError: the expert fails far more often than it succeeds.
     """
     frames = store.columns()
-    successes = int((frames.success & (frames.source == Source.DEMO)).sum())
+    instruction = pool.world.instruction
+    task = frames.tasks.index(instruction) if instruction in frames.tasks else -1
+    mine = (frames.source == Source.DEMO) & (frames.task_index == task)
+    successes, tried = int((frames.success & mine).sum()), int(((frames.step == 0) & mine).sum())
     limit = 4 * config.episodes + 10
     seeds = episode_seeds(seed, "demonstrate", limit)
-    requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(store.num_episodes, limit)]
+    requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(tried, limit)]
     if successes >= config.episodes:
         return
     for episode in pool.play(requests, None, demo_noise=config.noise, progress="demonstrations"):
         store.append(episode)
+        tried += 1
         successes += episode.succeeded
         if successes == config.episodes:
             return
     raise ValueError(
-        f"the scripted expert succeeded in {successes} of {store.num_episodes} episodes of {pool.world.task}; record into "
+        f"the scripted expert succeeded in {successes} of {tried} episodes of {pool.world.task}; record into "
         "another folder, with less noise on the demonstrations or a larger --world.max-steps"
     )
 
@@ -105,6 +113,18 @@ def episodes_recorded(store: ExperienceStore, seed: int, round_index: int, episo
     """How many episodes of this collection are in the store already: its seeds are its own."""
     seeds = episode_seeds(seed, "collect", episodes, round_index=round_index)
     return int(np.isin(np.array(seeds), store.columns().seed).sum())
+
+
+def check_same_policy(store: ExperienceStore, seed: int, round_index: int, episodes: int, version: int) -> None:
+    """Raises ValueError if the episodes of this collection that are in the store were played by another version."""
+    frames = store.columns()
+    mine = np.isin(frames.seed, episode_seeds(seed, "collect", episodes, round_index=round_index))
+    others = sorted({int(v) for v in frames.policy_version[mine]} - {version})
+    if others:
+        raise ValueError(
+            f"collection {round_index} in {store.root} was played by policy version {others[0]}, not {version}; "
+            "give another --round for another policy"
+        )
 
 
 def measure(

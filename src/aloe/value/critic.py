@@ -26,8 +26,8 @@ class CriticConfig:
     """Attention heads. (Paper: 8.)"""
 
     def __post_init__(self) -> None:
-        if self.critics < 1 or self.layers < 1:
-            raise ValueError("a critic needs at least one readout and one layer")
+        if min(self.critics, self.layers, self.heads) < 1:
+            raise ValueError("a critic needs at least one readout, one layer and one head")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
 
