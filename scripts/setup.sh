@@ -64,6 +64,10 @@ find_uv() {
 install_uv() {
     local python=${PYTHON:-python3}
     say "installing uv, which installs the rest"
+    # Debian's python3 comes without venv and pip.
+    if ! "$python" -c 'import ensurepip' >/dev/null 2>&1 && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get -qq update >/dev/null 2>&1 && apt-get -qq install -y python3-venv >/dev/null 2>&1
+    fi
     if "$python" -m venv .venv-uv >/dev/null 2>&1 && .venv-uv/bin/python -m pip install -q uv >/dev/null 2>&1; then
         UV=(.venv-uv/bin/uv)
         return 0
@@ -156,7 +160,7 @@ main() {
     find_python || PYTHON=
     if ! find_uv && ! install_uv; then
         fail "uv is not there and could not be installed (needs a network and python3 with venv or pip)." \
-            "Install it, for instance with 'pipx install uv', and run this again."
+            "Run this, then 'make setup' again:  sudo apt-get install -y python3-venv    (or install uv by hand)"
     fi
     if [ -z "$PYTHON" ] && ! find_python_with_uv; then
         fail "no Python 3.12 that runs, and none could be downloaded." \

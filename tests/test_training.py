@@ -158,3 +158,13 @@ def test_state_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_missing_state_is_an_error_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         load_state(tmp_path / "state", {}, {})
+
+
+def test_moments_of_a_model_of_another_shape_are_refused(tmp_path) -> None:
+    small, large = nn.Linear(3, 4), nn.Linear(5, 4)
+    optimizer = adam(small)
+    small(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    save_state(tmp_path / "optimizer.safetensors", {}, {"optimizer": optimizer}, step=1)
+    with pytest.raises(ValueError, match="optimizer of a model of another shape"):
+        load_state(tmp_path / "optimizer.safetensors", {}, {"optimizer": adam(large)})

@@ -122,7 +122,8 @@ class RunFolder:
 
     @contextmanager
     def stage(self, index: int, stage: str) -> Iterator[dict[str, Any]]:
-        """Runs a stage; what the block puts into the dictionary is kept with its seconds, and marks the stage as done."""
+        """Runs a stage; what the block puts into the dictionary is kept with the seconds of this
+        attempt, and marks the stage as done."""
         result: dict[str, Any] = {}
         start = time.monotonic()
         yield result

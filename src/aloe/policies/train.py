@@ -175,7 +175,7 @@ def sample_all_chunks(
     out: Float32[ndarray, "N M H A"],
     batch_size: int = 256,
 ) -> None:
-    """Fills `out` with M chunks of the policy at every frame, normalised: a function of (weights, key, frame) alone."""
+    """Fills `out` with M chunks of the policy at every frame, normalised; decided by weights, key, batch size, frame."""
     horizon, action_dim = chunk_shape(bundle.policy)
     for start in tqdm(range(0, frames, batch_size), desc="sample chunks", unit="batch", delay=2):
         rows = np.arange(start, min(start + batch_size, frames))

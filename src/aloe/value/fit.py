@@ -58,7 +58,7 @@ class FitConfig:
     """tau of the in-sample bootstrap."""
     tail_fill: Literal["policy", "zero"] = "policy"
     """What stands where a chunk runs past the end of its fragment: the tail of a chunk sampled from the policy, so that
-    padding does not give away that the end is near, or zeros (paper)."""
+    padding does not give away that the end is near, or zeros."""
     clamp_targets: bool = True
     """Keep targets within the range of returns that is possible."""
     save_every: int = 500
