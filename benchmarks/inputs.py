@@ -1,12 +1,15 @@
 """Does the policy use what it is given? Two tasks in one scene, told apart by the instruction alone.
 
 One tiny_vla is cloned from demonstrations of `faucet-open-v3` and `faucet-close-v3` (the same faucet in the same places),
-then measured as it is, with the two instructions exchanged, and with black pictures.
+then measured as it is, with the two instructions exchanged, and with black pictures. With `--run` the same is done, but for
+the exchange, to the last policies of finished runs.
 
-    .venv/bin/python benchmarks/inputs.py --seeds 0 1 --episodes 40
+    .venv/bin/python benchmarks/inputs.py --seeds 0 1 --episodes 30 --demos 8 --steps 600
+    .venv/bin/python benchmarks/inputs.py --run runs/quickstart-0 runs/quickstart-1 --episodes 60
 """
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,37 +70,61 @@ def clone(seed: int, demos: int, steps: int, folder: Path) -> PolicyBundle:
     return bundle
 
 
+def successes(pool: WorldPool, bundle: PolicyBundle, condition: str, seed: int, episodes: int) -> int:
+    """Episodes that the policy wins on the evaluation seeds, given what `condition` makes of its inputs."""
+    requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "evaluate", episodes))]
+    player = Deceived(bundle=bundle, tamper=CONDITIONS[condition])
+    label = f"{pool.world.task}, {condition}"
+    played = pool.play(requests, player, execute=4, record=False, policy_version=0, progress=label)
+    return sum(episode.succeeded for episode in played)
+
+
+def print_table(rows: dict[str, dict[str, int]], count: int) -> None:
+    """Conditions by task: success with its 95 % Wilson interval."""
+    tasks = list(next(iter(rows.values())))
+    print(f"\n{count} episodes a cell, success with 95 % Wilson interval\n")
+    print("| the policy is given | " + " | ".join(tasks) + " |\n|---|" + "---|" * len(tasks))
+    for condition, won in rows.items():
+        cells = []
+        for task in tasks:
+            low, high = wilson_interval(won[task], count)
+            cells.append(f"{won[task] / count:.0%} ({low:.0%} to {high:.0%})")
+        print(f"| {condition} | " + " | ".join(cells) + " |")
+
+
+def of_runs(runs: list[Path], episodes: int) -> None:
+    won = {"as it is": {}, "black pictures": {}}
+    for run in runs:
+        config = json.loads((run / "config.json").read_text())
+        options = config["world"] | {"cameras": tuple(config["world"]["cameras"])}
+        bundle = PolicyBundle.load(run / "rounds" / f"{config['rounds']:03d}" / "pretrained_model")
+        with WorldPool(MetaWorldConfig(**options), config["workers"]) as pool:
+            for condition, cells in won.items():
+                more = successes(pool, bundle, condition, config["seed"], episodes)
+                cells[options["task"]] = cells.get(options["task"], 0) + more
+    print_table(won, len(runs) * episodes)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, nargs="+", help="finished runs of one task, instead of cloning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--demos", type=int, default=10, help="demonstrations of each task")
-    parser.add_argument("--steps", type=int, default=800, help="gradient steps of cloning")
-    parser.add_argument("--episodes", type=int, default=40, help="evaluation episodes of each task and condition")
+    parser.add_argument("--demos", type=int, default=8, help="demonstrations of each task")
+    parser.add_argument("--steps", type=int, default=600, help="gradient steps of cloning")
+    parser.add_argument("--episodes", type=int, default=30, help="evaluation episodes of each seed, task and condition")
     arguments = parser.parse_args()
-    won = {(task, name): 0 for task in TASKS for name in CONDITIONS}
+    if arguments.run:
+        of_runs(arguments.run, arguments.episodes)
+        return
+    won = {condition: dict.fromkeys(TASKS, 0) for condition in CONDITIONS}
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
             bundle = clone(seed, arguments.demos, arguments.steps, Path(folder))
-        requests = [
-            EpisodeRequest(index=i, seed=s) for i, s in enumerate(episode_seeds(seed, "evaluate", arguments.episodes))
-        ]
         for task in TASKS:
             with WorldPool(world(task), 2) as pool:
-                for name, tamper in CONDITIONS.items():
-                    player = Deceived(bundle=bundle, tamper=tamper)
-                    played = pool.play(
-                        requests, player, execute=4, record=False, policy_version=0, progress=f"{task}, {name}"
-                    )
-                    won[task, name] += sum(episode.succeeded for episode in played)
-    count = len(arguments.seeds) * arguments.episodes
-    print(f"\nseeds {arguments.seeds}, {count} episodes a cell, success with 95 % Wilson interval\n")
-    print("| the policy is given | " + " | ".join(TASKS) + " |\n|---|" + "---|" * len(TASKS))
-    for name in CONDITIONS:
-        cells = []
-        for task in TASKS:
-            low, high = wilson_interval(won[task, name], count)
-            cells.append(f"{won[task, name] / count:.0%} ({low:.0%} to {high:.0%})")
-        print(f"| {name} | " + " | ".join(cells) + " |")
+                for condition, cells in won.items():
+                    cells[task] += successes(pool, bundle, condition, seed, arguments.episodes)
+    print_table(won, len(arguments.seeds) * arguments.episodes)
 
 
 if __name__ == "__main__":
