@@ -50,7 +50,8 @@ def test_cloning_takes_the_successful_demonstrations_alone_with_weight_one() -> 
 
 
 def test_weight_is_the_clipped_exponential_of_the_advantage_in_standard_deviations() -> None:
-    # A = 3, -1, -1, -1: mean 0, variance (9 + 1 + 1 + 1) / 4 = 3, beta = sqrt(3). A / beta = 1.732 and -0.577, clipped at 1.
+    # A = 3, -1, -1, -1: mean 0, variance (9 + 1 + 1 + 1) / 4 = 3, so beta = sqrt(3).
+    # A / beta = 1.732 and -0.577, clipped at 1.
     frames = two_steps_each(DEMO, HUMAN)
     windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
     actor = aloe.actor_rows(frames, windows, judged(3, -1, -1, -1), aloe.AloeConfig(clip=1.0))
