@@ -21,7 +21,7 @@ from typing import Any
 
 from aloe.training import Log
 
-ALWAYS_FREE = ("output_dir", "resume", "rounds")
+ALWAYS_FREE = ("output_dir", "rounds")
 """Options that decide nothing about what has been done: a run may be moved, and go on for more rounds."""
 
 
