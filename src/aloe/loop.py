@@ -326,7 +326,7 @@ PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
         world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
         demos=DemosConfig(episodes=3),
-        sft=ActorConfig(steps=1000),
+        sft=ActorConfig(steps=2000),
         collect=CollectConfig(episodes=20),
         human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
         improve=ActorConfig(steps=600, learning_rate=5e-4),
