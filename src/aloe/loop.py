@@ -5,7 +5,8 @@ killed anywhere and started again ends with the same weights as one that was not
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -124,25 +125,29 @@ class Circle:
         if not run.done(0, "sft"):
             with run.stage(0, "sft"):
                 self._clone()
-        self._measure(0)
+        self.measure(0)
 
     def play_round(self, index: int) -> None:
         """collect -> sample -> critic -> advantages -> improve -> eval."""
         run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
-        if not run.done(index, "collect"):
-            self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
-            with run.stage(index, "collect") as result:
-                self._collect(index, bundle)
-                result |= {"episodes": self.store.num_episodes}
+        self.collect(index, bundle)
         if self.config.method == "aloe":
             self._evaluate_chunks(index, bundle)
         if not run.done(index, "improve"):
             self.say(f"round {index}: improving the policy")
             with run.stage(index, "improve"):
                 self._improve(index, bundle)
-        self._measure(index)
+        self.measure(index)
 
     # -- stages -------------------------------------------------------------------------------------------------------
+
+    def collect(self, index: int, bundle: PolicyBundle) -> None:
+        """Records the episodes of a round, unless that is done."""
+        if not self.run.done(index, "collect"):
+            self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
+            with self.run.stage(index, "collect") as result:
+                self._collect(index, bundle)
+                result |= {"episodes": self.store.num_episodes}
 
     def _clone(self) -> None:
         config, out = self.config, self.run.round(0)
@@ -229,9 +234,10 @@ class Circle:
             label="improve",
         )
 
-    def _measure(self, version: int) -> None:
+    def measure(self, version: int, stage: str = "eval") -> None:
+        """Measures the success of a version in the pool's world, as that stage of its round."""
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
-        with self.run.stage(version, "eval") as result:
+        with self.run.stage(version, stage) as result:
             report = stages.measure(
                 self.pool,
                 PolicyBundle.load(self.run.policy(version)),
@@ -248,7 +254,7 @@ class Circle:
                 "throughput": report.throughput,
             }
             logged = {k: v for k, v in result.items() if v is not None}
-            self.run.logger(version, "eval")(0, logged)
+            self.run.logger(version, stage)(0, logged)
 
     # -- bookkeeping --------------------------------------------------------------------------------------------------
 
@@ -300,6 +306,16 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
     return {"task": config.world.task, "method": config.method, "seed": config.seed, "rounds": rounds}
 
 
+@contextmanager
+def open_circle(
+    config: RunConfig, run: RunFolder, say: Say = print, world: MetaWorldConfig | None = None
+) -> Iterator[Circle]:
+    """A circle with its worlds running and its folder locked; it plays in `world` if another is given than the run's."""
+    with run.locked(), WorldPool(world or config.world, config.workers) as pool:
+        store = stages.open_store(run.experience, config.world)
+        yield Circle(run=run, config=config, store=store, pool=pool, say=say)
+
+
 def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print) -> RunFolder:
     """`aloe run`: makes or goes on with the run in `output_dir`.
 
@@ -316,9 +332,8 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
                 f"{config.policy.path} predicts chunks of {horizon} actions; give --window.horizon {horizon}"
             )
     run = RunFolder.open(output_dir, config, resume)
-    with run.locked(), WorldPool(config.world, config.workers) as pool:
-        store = stages.open_store(run.experience, config.world)
-        Circle(run=run, config=config, store=store, pool=pool, say=say).turn()
+    with open_circle(config, run, say) as circle:
+        circle.turn()
     return run
 
 
