@@ -128,6 +128,8 @@ HELP = {
     "improve": ["--policy.path", "--dataset.root", "--advantages", "--output-dir", "--steps", "--learning-rate"],
     "eval": ["--policy.path", "--episodes", "--execute", "--seed", "--output", "--world.max-steps"],
     "report": ["PATH", "--output", "Run folders."],
+    "benchmark": ["SUITE", "--methods", "--seeds", "--output-dir", "--results", "--jobs"],
+    "benchmark-report": ["SUITES", "--results", "--page"],
 }
 
 

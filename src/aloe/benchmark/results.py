@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-KEY: Final = ("suite", "observations", "method", "seed", "round", "perturbation")
+KEY: Final = ["suite", "observations", "method", "seed", "round", "perturbation"]
 """No two rows agree in all of these."""
 
 COLUMNS: Final[dict[str, str]] = {
@@ -66,20 +66,21 @@ class Results:
         return not self.cell(method, seed, config_hash).empty
 
     def cell(self, method: str, seed: int, config_hash: str) -> pd.DataFrame:
-        rows = self.read() if self.path.exists() else pd.DataFrame(columns=list(COLUMNS))
-        return rows[(rows["method"] == method) & (rows["seed"] == seed) & (rows["config_hash"] == config_hash)]
+        """The rows of a cell under this config; none if it has not been played."""
+        rows = self.read() if self.path.exists() else pd.DataFrame(columns=pd.Index(COLUMNS))
+        return rows.loc[(rows["method"] == method) & (rows["seed"] == seed) & (rows["config_hash"] == config_hash)]
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Adds the rows of whole cells; older rows of these cells, under whatever config, go."""
-        added = pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
+        added = pd.DataFrame(rows, columns=pd.Index(COLUMNS)).astype(COLUMNS)
         with self._locked():
             if self.path.exists():
                 kept = self.read()
                 cells = set(zip(added["method"], added["seed"], strict=True))
                 stays = [cell not in cells for cell in zip(kept["method"], kept["seed"], strict=True)]
                 added = pd.concat([kept[stays], added], ignore_index=True).astype(COLUMNS)
-            added = added.sort_values(list(KEY), ignore_index=True)
-            assert not added.duplicated(list(KEY)).any(), "a measurement was made twice"
+            added = added.set_index(KEY).sort_index().reset_index()
+            assert not added.duplicated(KEY).any(), "a measurement was made twice"
             partial = self.path.with_name(self.path.name + ".partial")
             added.to_parquet(partial, index=False, compression="zstd")
             os.replace(partial, self.path)
@@ -94,6 +95,12 @@ class Results:
             yield
         finally:
             os.close(handle)
+
+
+def by_cell(rows: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:
+    """Rows by (method, seed)."""
+    cells = rows[["method", "seed"]].drop_duplicates().itertuples(index=False, name=None)
+    return {(str(m), int(s)): rows.loc[(rows["method"] == m) & (rows["seed"] == s)] for m, s in cells}
 
 
 def cell_seconds(rows: pd.DataFrame) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from aloe.benchmark.cells import Cell
-from aloe.benchmark.results import Results, cell_seconds, start_seconds
+from aloe.benchmark.results import Results, by_cell, cell_seconds, start_seconds
 from aloe.benchmark.start import StartConfig, check_folder
 from aloe.benchmark.suites import Suite
 from aloe.loop import Say
@@ -188,9 +188,9 @@ class _Play:
         results = Results(self.cells[0].results, self.suite)
         if not results.path.exists():
             return None
-        rows = results.read()
-        cost = {key: cell_seconds(cell) for key, cell in rows.groupby(["method", "seed"])}
-        start = [start_seconds(cell) for _, cell in rows.groupby(["method", "seed"])]
+        finished = by_cell(results.read())
+        cost = {key: cell_seconds(rows) for key, rows in finished.items()}
+        start = [start_seconds(rows) for rows in finished.values()]
 
         def expected(job: Job) -> float:
             same = [seconds for (method, _), seconds in cost.items() if method == job.cell.method] or [*cost.values()]

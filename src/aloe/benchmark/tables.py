@@ -1,12 +1,13 @@
 """The tables of a suite as Markdown, from its rows alone."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy import ndarray
 
 from aloe.benchmark import statistics
+from aloe.benchmark.results import by_cell, start_seconds
 from aloe.benchmark.statistics import Estimate
 from aloe.benchmark.suites import METHODS, REFERENCE
 
@@ -15,13 +16,6 @@ def methods_of(rows: pd.DataFrame) -> list[str]:
     """The methods that were played, in the order of `METHODS`; others after them."""
     played = set(rows["method"])
     return [name for name in METHODS if name in played] + sorted(played - METHODS.keys())
-
-
-def scores(rows: pd.DataFrame, method: str, perturbation: str = "none") -> pd.DataFrame:
-    """Success rates, a row a seed and a column a round, NaN where nothing was measured."""
-    mine = rows[(rows["method"] == method) & (rows["perturbation"] == perturbation)]
-    rates = mine.assign(rate=mine["successes"] / mine["evaluation_episodes"])
-    return rates.pivot(index="seed", columns="round", values="rate").sort_index()
 
 
 def check_comparable(rows: pd.DataFrame) -> int:
@@ -34,14 +28,15 @@ def check_comparable(rows: pd.DataFrame) -> int:
     for name in ("observations", "evaluation_episodes"):
         if rows[name].nunique() > 1:
             raise ValueError(f"rows of {suite} differ in {name}: {sorted(set(rows[name]))}; play the older cells anew")
-    lasts = rows.groupby(["method", "seed"])["round"].max()
-    if lasts.nunique() > 1:
-        few, seed = lasts.index[lasts.argmin()]
+    lasts = {cell: int(mine["round"].max()) for cell, mine in by_cell(rows).items()}
+    fewest, most = min(lasts.values()), max(lasts.values())
+    if fewest < most:
+        method, seed = min(lasts, key=lambda cell: lasts[cell])
         raise ValueError(
-            f"cells of {suite} have {lasts.min()} to {lasts.max()} rounds; play those with fewer anew, "
-            f"first aloe benchmark {suite} --methods {few} --seeds {seed}"
+            f"cells of {suite} have {fewest} to {most} rounds; play those with fewer anew, "
+            f"first aloe benchmark {suite} --methods {method} --seeds {seed}"
         )
-    return int(lasts.iloc[0])
+    return most
 
 
 def suite_section(rows: pd.DataFrame, picture: str) -> str:
@@ -81,7 +76,7 @@ _EVERY = (
 
 def _method_row(rows: pd.DataFrame, method: str, last: int) -> list[str]:
     at_last = rows[(rows["method"] == method) & (rows["perturbation"] == "none") & (rows["round"] == last)]
-    plain = _at(rows, method, last, "none").to_numpy()
+    plain = np.array([*_at(rows, method, last, "none").values()])
     return [
         f"`{method}`",
         str(len(plain)),
@@ -93,24 +88,26 @@ def _method_row(rows: pd.DataFrame, method: str, last: int) -> list[str]:
 
 
 def _perturbed(rows: pd.DataFrame, method: str, last: int, perturbation: str) -> str:
-    rates = _at(rows, method, last, perturbation).to_numpy()
+    rates = np.array([*_at(rows, method, last, perturbation).values()])
     return percent(statistics.interquartile_mean(rates)) if len(rates) else "-"
 
 
 def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
     ours, theirs = (_at(rows, method, last, "none") for method in (REFERENCE, other))
-    both = ours.index.intersection(theirs.index)
-    chance = statistics.probability_of_improvement(ours.to_numpy(), theirs.to_numpy())
-    if not len(both):
+    both = [seed for seed in ours if seed in theirs]
+    chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
+    if not both:
         return [f"`{other}`", "0", "-", _with_interval(chance, ".2f")]
-    difference = statistics.paired_difference(ours[both].to_numpy(), theirs[both].to_numpy())
+    pairs = np.array([[ours[seed], theirs[seed]] for seed in both])
+    difference = statistics.paired_difference(pairs[:, 0], pairs[:, 1])
     return [f"`{other}`", str(len(both)), percent(difference, "+.0f"), _with_interval(chance, ".2f")]
 
 
-def _at(rows: pd.DataFrame, method: str, index: int, perturbation: str) -> pd.Series:
-    """Success rates of one round by seed; empty where nothing was measured."""
-    rates = scores(rows, method, perturbation)
-    return rates[index].dropna() if index in rates else pd.Series(dtype=float)
+def _at(rows: pd.DataFrame, method: str, index: int, perturbation: str) -> dict[int, float]:
+    """Success rate of one round by seed; empty where nothing was measured."""
+    mine = rows.loc[(rows["method"] == method) & (rows["perturbation"] == perturbation) & (rows["round"] == index)]
+    rates = mine["successes"] / mine["evaluation_episodes"]
+    return {int(seed): float(rate) for seed, rate in sorted(zip(mine["seed"], rates, strict=True))}
 
 
 def percent(estimate: Estimate, form: str = ".0f") -> str:
@@ -145,32 +142,35 @@ def _commands(rows: pd.DataFrame) -> str:
 
 def _origin(rows: pd.DataFrame) -> str:
     commits, machines = (", ".join(sorted(set(rows[name]))) for name in ("commit", "machine"))
-    cells = rows[["method", "seed"]].drop_duplicates()
     names = ["collecting_seconds", "training_seconds", "evaluation_seconds"]
     hours = (rows[names].to_numpy().sum() - _counted_twice(rows)) / 3600
-    return f"{len(cells)} cells, {hours:.1f} hours of one core. Commit {commits}; {machines}."
+    return f"{len(by_cell(rows))} cells, {hours:.1f} hours of one core. Commit {commits}; {machines}."
 
 
 def _counted_twice(rows: pd.DataFrame) -> float:
-    """The common start stands in the rows of every method, but was made once a seed."""
-    shared = rows.groupby(["seed", "method"])["shared_seconds"].sum()
-    return float(shared.sum() - shared.groupby("seed").first().sum())
+    """Seconds. The common start stands in the rows of every method, but was made once a seed."""
+    once: dict[int, float] = {}
+    every = {cell: start_seconds(mine) for cell, mine in by_cell(rows).items()}
+    for (_, seed), seconds in every.items():
+        once.setdefault(seed, seconds)
+    return sum(every.values()) - sum(once.values())
 
 
 def _details(rows: pd.DataFrame) -> str:
-    order = {method: place for place, method in enumerate(methods_of(rows))}
-    ordered = rows.assign(place=rows["method"].map(order), perturbed=rows["perturbation"] != "none").sort_values(
-        ["place", "seed", "round", "perturbed", "perturbation"]
-    )
+    order = methods_of(rows)
+
+    def place(row: dict[Any, Any]) -> tuple[Any, ...]:
+        perturbation = row["perturbation"]
+        return order.index(row["method"]), row["seed"], row["round"], perturbation != "none", perturbation
+
     lines = []
-    for row in ordered.itertuples():
-        steps = "-" if np.isnan(row.steps_to_success) else f"{row.steps_to_success:.0f}"
-        world = "as trained" if row.perturbation == "none" else row.perturbation
+    for row in sorted(rows.to_dict("records"), key=place):
+        steps = "-" if np.isnan(row["steps_to_success"]) else f"{row['steps_to_success']:.0f}"
+        world = "as trained" if row["perturbation"] == "none" else row["perturbation"]
+        given = (row[name] for name in ("episodes", "human_steps", "takeovers"))
+        won = f"{row['successes']} of {row['evaluation_episodes']}"
         lines.append(
-            [
-                *(f"`{row.method}`", row.seed, row.round, world, row.episodes, row.human_steps, row.takeovers),
-                *(f"{row.successes} of {row.evaluation_episodes}", steps, f"{row.throughput:.0f}"),
-            ]
+            [f"`{row['method']}`", row["seed"], row["round"], world, *given, won, steps, f"{row['throughput']:.0f}"]
         )
     table = _table(_EVERY, lines)
     return f"<details>\n<summary>Every seed and round</summary>\n\n{table}\n\n</details>"
@@ -181,9 +181,13 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in every)
 
 
-def curve(rows: pd.DataFrame, method: str) -> tuple[dict[str, ndarray], list[Estimate]]:
+def curve(rows: pd.DataFrame, method: str) -> tuple[dict[str, list[float]], list[Estimate]]:
     """Where a method stood after each round (means over seeds of `episodes` and `human_steps`), and its success there."""
-    rates = scores(rows, method)
-    mine = rows[(rows["method"] == method) & (rows["perturbation"] == "none")]
-    spent = mine.groupby("round")[["episodes", "human_steps"]].mean()
-    return {name: spent[name].to_numpy() for name in spent}, statistics.interquartile_means(rates.to_numpy())
+    mine = rows.loc[(rows["method"] == method) & (rows["perturbation"] == "none")]
+    rounds = sorted(set(mine["round"]))
+    rates = np.array([[*_at(rows, method, index, "none").values()] for index in rounds])
+    spent = {
+        name: [float(mine.loc[mine["round"] == index, name].mean()) for index in rounds]
+        for name in ("episodes", "human_steps")
+    }
+    return spent, statistics.interquartile_means(rates.T)
