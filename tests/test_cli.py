@@ -129,7 +129,7 @@ HELP = {
     "eval": ["--policy.path", "--episodes", "--execute", "--seed", "--output", "--world.max-steps"],
     "report": ["PATH", "--output", "Run folders."],
     "benchmark": ["SUITE", "--methods", "--seeds", "--output-dir", "--results", "--jobs"],
-    "benchmark-report": ["SUITES", "--results", "--page"],
+    "benchmark-report": ["Suites;", "--results", "--page"],
 }
 
 
