@@ -7,14 +7,10 @@ import numpy as np
 
 from aloe.evaluation.success import SuccessReport
 from aloe.experience.store import ExperienceStore
-from aloe.policies.flow import (
-    PolicyBundle,
-    PolicyPlayer,
-    check_fits,
-)
+from aloe.policies.flow import PolicyBundle, check_fits
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.human import HumanConfig
-from aloe.rollout.pool import EpisodeRequest, WorldPool
+from aloe.rollout.pool import ChunkPolicy, EpisodeRequest, WorldPool
 from aloe.types import Source
 from aloe.worlds.metaworld import ACTION_DIM, STATE_DIM, MetaWorldConfig
 
@@ -85,7 +81,7 @@ def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, se
 def collect(
     store: ExperienceStore,
     pool: WorldPool,
-    bundle: PolicyBundle,
+    policy: ChunkPolicy,
     human: HumanConfig | None,
     *,
     episodes: int,
@@ -100,7 +96,7 @@ def collect(
     requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(already, episodes)]
     for episode in pool.play(
         requests,
-        PolicyPlayer(bundle=bundle),
+        policy,
         execute=execute,
         human=human,
         policy_version=version,
@@ -128,14 +124,14 @@ def check_same_policy(store: ExperienceStore, seed: int, round_index: int, episo
 
 
 def measure(
-    pool: WorldPool, bundle: PolicyBundle, *, episodes: int, execute: int, version: int, seed: int
+    pool: WorldPool, policy: ChunkPolicy, *, episodes: int, execute: int, version: int, seed: int
 ) -> SuccessReport:
     """Success of the policy alone over fixed seeds, the same for every version."""
     seeds = episode_seeds(seed, "evaluate", episodes)
     requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(seeds)]
     played = pool.play(
         requests,
-        PolicyPlayer(bundle=bundle),
+        policy,
         execute=execute,
         record=False,
         policy_version=version,
