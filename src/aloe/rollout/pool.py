@@ -33,7 +33,7 @@ from aloe.rollout.collect import decision_noise
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.wire import Message, receive, send, unpack
 from aloe.types import NO_POLICY, Episode
-from aloe.worlds.metaworld import STATE_DIM, MetaWorldConfig
+from aloe.worlds.metaworld import MetaWorldConfig
 
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
 """Where `aloe` was imported from: the workers must import the same one."""
@@ -253,9 +253,9 @@ class WorldPool:
 
     def _decide(self, policy: ChunkPolicy, asks: dict[int, Message], playing: dict[int, EpisodeRequest]) -> None:
         """Calls the policy once for all who wait, and sends each its chunk."""
-        W, size, shape = self.workers, self.world.image_size, policy.chunk_shape
-        images = {camera: np.zeros((W, size, size, 3), np.uint8) for camera in self.world.cameras}
-        state = np.zeros((W, STATE_DIM), np.float32)
+        W, shape = self.workers, policy.chunk_shape
+        images = {camera: np.zeros((W, h, w, 3), np.uint8) for camera, (h, w) in self.world.camera_sizes.items()}
+        state = np.zeros((W, self.world.state_dim), np.float32)
         noise = np.zeros((W, *shape), np.float32)
         for slot, ask in asks.items():
             for camera in images:

@@ -12,7 +12,7 @@ from aloe.rollout.collect import episode_seeds
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import ChunkPolicy, EpisodeRequest, WorldPool
 from aloe.types import Source
-from aloe.worlds.metaworld import ACTION_DIM, STATE_DIM, MetaWorldConfig
+from aloe.worlds.metaworld import ACTION_DIM, MetaWorldConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,23 +31,22 @@ class DemosConfig:
 
 def open_store(root: Path, world: MetaWorldConfig) -> ExperienceStore:
     """The store in `root`, made if there is none, checked against the world that is to be recorded."""
-    size = world.image_size
-    cameras = dict.fromkeys(world.cameras, (size, size))
+    cameras, state_dim = world.camera_sizes, world.state_dim
     if not (root / "meta" / "info.json").exists():
-        return ExperienceStore.create(root, cameras=cameras, state_dim=STATE_DIM, action_dim=ACTION_DIM, fps=world.fps)
+        return ExperienceStore.create(root, cameras=cameras, state_dim=state_dim, action_dim=ACTION_DIM, fps=world.fps)
     store = ExperienceStore.open(root)
-    if store.cameras != cameras or store.fps != world.fps:
+    if (store.cameras, store.state_dim, store.fps) != (cameras, state_dim, world.fps):
         raise ValueError(
-            f"{root} was recorded with cameras {store.cameras} at {store.fps} fps, the world has {cameras} at "
-            f"{world.fps} fps; use the same --world options, or another store"
+            f"{root} was recorded with cameras {store.cameras} and {store.state_dim} numbers of state at {store.fps} "
+            f"fps, the world has {cameras} and {state_dim} at {world.fps} fps; use the same --world options, or "
+            "another store"
         )
     return store
 
 
 def check_fits_world(bundle: PolicyBundle, world: MetaWorldConfig) -> None:
     """Raises ValueError unless the policy was made for pictures, states and actions like those of the world."""
-    cameras = dict.fromkeys(world.cameras, (world.image_size, world.image_size))
-    check_fits(bundle, f"the world {world.task}", cameras, STATE_DIM, ACTION_DIM)
+    check_fits(bundle, f"the world {world.task}", world.camera_sizes, world.state_dim, ACTION_DIM)
 
 
 def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, seed: int) -> None:

@@ -2,12 +2,14 @@
 
 What the policy may see is what a robot would see: the pictures, the gripper's own position and opening
 (4 numbers), and the instruction. The simulator's object state is used only by the scripted expert that
-plays the human, and never leaves the world.
+plays the human, and never leaves the world, unless fast studies ask for it in place of the pictures
+(`observations="state"`).
 """
 
 import os
+import warnings
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import gymnasium
 import numpy as np
@@ -19,8 +21,15 @@ import metaworld.env_dict
 import mujoco
 from metaworld.policies import ENV_POLICY_MAP
 
-STATE_DIM: Final = 4
+# Of its own experts' gains, at every step. Filtered once, because to filter at each step costs a fifth of the expert.
+warnings.filterwarnings("ignore", "Constant\\(s\\) may be too high", module="metaworld")
+
 ACTION_DIM: Final = 4
+_GRIPPER: Final = slice(0, 4)
+"""Entries of Meta-World's observation (39,): position and opening of the gripper."""
+_PRESENT: Final = slice(0, 18)
+"""The gripper and up to two objects (position, quaternion) as they are now; 18:36 is the step before."""
+_GOAL: Final = slice(36, 39)
 CAMERAS: Final = ("topview", "corner", "corner2", "corner3", "behindGripper", "gripperPOV")
 
 INSTRUCTIONS: Final[dict[str, str]] = {
@@ -83,10 +92,15 @@ class MetaWorldConfig:
 
     task: str = "button-press-topdown-v3"
     """Name of the task, with its version: any of Meta-World's 50."""
+    observations: Literal["pictures", "state"] = "pictures"
+    """What the policy sees besides its gripper: the cameras' pictures, or the simulator's object state in
+    `observation.state` and no picture at all, for fast studies (nothing is rendered)."""
     cameras: tuple[str, ...] = ("topview", "behindGripper")
-    """Cameras of the scene; each becomes `observation.images.<camera>`."""
+    """Cameras of the scene; each becomes `observation.images.<camera>`. Unused with state observations."""
     image_size: int = 64
     """Height and width of every picture, in pixels."""
+    goal_in_state: bool = True
+    """Whether state observations end with the goal's position (3 numbers, in metres)."""
     max_steps: int = 60
     """Environment steps until time-out."""
     action_repeat: int = 4
@@ -106,14 +120,29 @@ class MetaWorldConfig:
                 raise ValueError(f"unknown camera {camera!r}; Meta-World has {', '.join(CAMERAS)}")
         if len(set(self.cameras)) < len(self.cameras):
             raise ValueError(f"a camera is named twice in {self.cameras}; once is enough")
-        if not self.cameras:
-            raise ValueError("at least one camera is needed: the policy sees pictures")
+        if self.observations not in ("pictures", "state"):
+            raise ValueError(f"observations are pictures or state, not {self.observations!r}")
+        if not self.cameras and self.observations == "pictures":
+            raise ValueError("at least one camera is needed, or observations='state': the policy sees pictures")
         if self.image_size < 16 or self.max_steps < 1 or self.action_repeat < 1:
             raise ValueError("image_size must be at least 16; max_steps and action_repeat at least 1")
 
     @property
     def instruction(self) -> str:
         return INSTRUCTIONS[self.task]
+
+    @property
+    def camera_sizes(self) -> dict[str, tuple[int, int]]:
+        """Camera -> (h, w) of the pictures that there are: none with state observations."""
+        size = (self.image_size, self.image_size)
+        return dict.fromkeys(self.cameras, size) if self.observations == "pictures" else {}
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in `observation.state`: 4 beside pictures; else 18, or 21 with the goal."""
+        if self.observations == "pictures":
+            return 4
+        return 21 if self.goal_in_state else 18
 
     @property
     def fps(self) -> int:
@@ -124,7 +153,8 @@ class MetaWorldConfig:
 class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """A Gymnasium environment with LeRobot's observation keys.
 
-    Observations: `observation.state` (4,) float32 (gripper x, y, z in metres, opening in 0..1) and, where
+    Observations: `observation.state` float32 (gripper x, y, z in metres, opening in 0..1; with state
+    observations also two objects' positions and quaternions, zero where there is none, and the goal) and, where
     asked for, `observation.images.<camera>` (h, w, 3) uint8. Actions: (4,) float32 in [-1, 1] (gripper
     displacement x, y, z, and grip). `terminated` means success, `truncated` a time-out; the reward is -1 a
     step and 0 at success.
@@ -145,13 +175,12 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._expert = ENV_POLICY_MAP[config.task]()
         self._renderer: mujoco.Renderer | None = None
         self._steps = 0
-        size = config.image_size
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            "observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)
+            "observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32)
         }
-        for camera in config.cameras:
-            spaces[f"observation.images.{camera}"] = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        for camera, (h, w) in config.camera_sizes.items():
+            spaces[f"observation.images.{camera}"] = gymnasium.spaces.Box(0, 255, (h, w, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(spaces)
 
     def reset(
@@ -178,11 +207,13 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return self._state(), 0.0 if success else -1.0, success, timeout, {"success": success}
 
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8."""
+        """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8. Nothing with state observations."""
+        if not self.config.camera_sizes:
+            return {}
         if self._renderer is None:
             self._renderer = _fast_renderer(self._sim.model, self.config.image_size)
         pictures = {}
-        for camera in self.config.cameras:
+        for camera in self.config.camera_sizes:
             self._renderer.update_scene(self._sim.data, camera=camera)
             pictures[f"observation.images.{camera}"] = self._renderer.render()
         return pictures
@@ -193,11 +224,7 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def expert_action(self) -> NDArray[np.float32]:
         """What the scripted expert, who sees the simulator's full state, would do now: (4,) in [-1, 1]."""
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Meta-World warns that its own experts' gains are high
-            action = self._expert.get_action(self._sim_observation)
+        action = self._expert.get_action(self._sim_observation)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def progress(self) -> float:
@@ -214,7 +241,14 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             self._renderer = None
 
     def _state(self) -> dict[str, Any]:
-        return {"observation.state": self._sim_observation[:STATE_DIM].astype(np.float32)}
+        seen = self._sim_observation
+        if self.config.observations == "pictures":
+            state = seen[_GRIPPER]
+        elif self.config.goal_in_state:
+            state = np.concatenate((seen[_PRESENT], seen[_GOAL]))
+        else:
+            state = seen[_PRESENT]
+        return {"observation.state": state.astype(np.float32)}
 
 
 def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
