@@ -260,6 +260,10 @@ class PolicyPlayer:
     def chunk_shape(self) -> tuple[int, int]:
         return chunk_shape(self.bundle.policy)
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.chunk_shape
+
     def __call__(
         self,
         images: dict[str, UInt8[ndarray, "W h w 3"]],
