@@ -9,6 +9,7 @@ plays the human, and never leaves the world, unless fast studies ask for it in p
 import os
 import warnings
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Final, Literal
 
 import gymnasium
@@ -20,6 +21,8 @@ os.environ.setdefault("MUJOCO_GL", "egl")  # headless by default; must precede t
 import metaworld.env_dict
 import mujoco
 from metaworld.policies import ENV_POLICY_MAP
+
+from aloe.worlds._faster import speed_up
 
 # Of its own experts' gains, at every step. Filtered once, because to filter at each step costs a fifth of the expert.
 warnings.filterwarnings("ignore", "Constant\\(s\\) may be too high", module="metaworld")
@@ -88,10 +91,12 @@ INSTRUCTIONS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MetaWorldConfig:
-    """One Meta-World task as a robot would meet it."""
+    """One Meta-World task as a robot would meet it, or several."""
 
     task: str = "button-press-topdown-v3"
     """Name of the task, with its version: any of Meta-World's 50."""
+    also: tuple[str, ...] = ()
+    """More tasks, told apart by their instruction: episodes take turns."""
     observations: Literal["pictures", "state"] = "pictures"
     """What the policy sees besides its gripper: the cameras' pictures, or the simulator's object state in
     `observation.state` and no picture at all, for fast studies (nothing is rendered)."""
@@ -107,14 +112,15 @@ class MetaWorldConfig:
     """Simulator steps (of 12.5 ms) for which one action is held; one environment step is this many."""
 
     def __post_init__(self) -> None:
-        if self.task not in INSTRUCTIONS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(self.task, INSTRUCTIONS, n=3, cutoff=0.4)
-            raise ValueError(
-                f"unknown Meta-World task {self.task!r}; "
-                + (f"did you mean {', '.join(near)}?" if near else "names look like peg-insert-side-v3")
-            )
+        for task in self.tasks:
+            if task not in INSTRUCTIONS:
+                near = get_close_matches(task, INSTRUCTIONS, n=3, cutoff=0.4)
+                raise ValueError(
+                    f"unknown Meta-World task {task!r}; "
+                    + (f"did you mean {', '.join(near)}?" if near else "names look like peg-insert-side-v3")
+                )
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"a task is named twice in {self.tasks}; once is enough")
         for camera in self.cameras:
             if camera not in CAMERAS:
                 raise ValueError(f"unknown camera {camera!r}; Meta-World has {', '.join(CAMERAS)}")
@@ -128,8 +134,13 @@ class MetaWorldConfig:
             raise ValueError("image_size must be at least 16; max_steps and action_repeat at least 1")
 
     @property
-    def instruction(self) -> str:
-        return INSTRUCTIONS[self.task]
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task, *self.also)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """One for each of `tasks`."""
+        return tuple(INSTRUCTIONS[task] for task in self.tasks)
 
     @property
     def camera_sizes(self) -> dict[str, tuple[int, int]]:
@@ -164,17 +175,8 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def __init__(self, config: MetaWorldConfig) -> None:
         self.config = config
-        self._sim: Any = metaworld.env_dict.ALL_V3_ENVIRONMENTS[config.task]()
-        # These two flags are how Meta-World itself makes its goal-observable, freshly randomised variants.
-        self._sim._freeze_rand_vec = False
-        self._sim.seeded_rand_vec = True
-        self._sim._partially_observable = False
-        vars(self._sim).pop("sawyer_observation_space", None)  # cached with the goal clipped to zero
-        self._sim._set_task_called = True
-        self._sim.max_path_length = 10**9  # this class owns the time-out
-        self._expert = ENV_POLICY_MAP[config.task]()
-        self._renderer: mujoco.Renderer | None = None
-        self._steps = 0
+        self._scenes: dict[int, _Scene] = {}
+        self._enter(0)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
             "observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32)
@@ -186,18 +188,22 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A new episode; `options={"task": i}` plays the i-th of `config.tasks`, by default the first."""
         super().reset(seed=seed)
+        row = (options or {}).get("task", 0)
+        self._enter(row)
+        sim = self._scene.sim
         if seed is not None:
-            self._sim.seed(seed)
-        self._sim_observation, _ = self._sim.reset()
+            sim.seed(seed)
+        self._sim_observation, _ = sim.reset()
         self._steps = 0
         self._progress = 0.0
-        return self._state(), {"success": False, "task": self.config.instruction}
+        return self._state(), {"success": False, "task": self.config.instructions[row]}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         success = False
         for _ in range(self.config.action_repeat):
-            self._sim_observation, _, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
+            self._sim_observation, _, _, _, info = self._scene.sim.step(np.clip(action, -1.0, 1.0))
             success = bool(info["success"])
             if success:
                 break
@@ -208,27 +214,27 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
         """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8. Nothing with state observations."""
-        if not self.config.camera_sizes:
-            return {}
-        if self._renderer is None:
-            self._renderer = _fast_renderer(self._sim.model, self.config.image_size)
-        pictures = {}
-        for camera in self.config.camera_sizes:
-            self._renderer.update_scene(self._sim.data, camera=camera)
-            pictures[f"observation.images.{camera}"] = self._renderer.render()
+        scene, pictures = self._scene, {}
+        for camera, (size, _) in self.config.camera_sizes.items():
+            if scene.renderer is None:
+                scene.renderer = _fast_renderer(scene.sim.model, size)
+            scene.renderer.update_scene(scene.sim.data, camera=camera)
+            pictures[f"observation.images.{camera}"] = scene.renderer.render()
         return pictures
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that this task's scene really has: `CAMERAS`, which needs no scene, must agree."""
-        return tuple(self._sim.model.camera(i).name for i in range(self._sim.model.ncam))
+        model = self._scene.sim.model
+        return tuple(model.camera(i).name for i in range(model.ncam))
 
     def expert_action(self) -> NDArray[np.float32]:
         """What the scripted expert, who sees the simulator's full state, would do now: (4,) in [-1, 1]."""
-        action = self._expert.get_action(self._sim_observation)
+        action = self._scene.expert.get_action(self._sim_observation)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def progress(self) -> float:
-        """Meta-World's shaped reward, 0 to 10: how far the task has come. For the scripted human only."""
+        """Meta-World's shaped reward, 0 to 10: how far the task has come. For the scripted human and for
+        evaluation only."""
         return self._progress
 
     def restart_clock(self) -> None:
@@ -236,9 +242,16 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._steps = 0
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for scene in self._scenes.values():
+            if scene.renderer is not None:
+                scene.renderer.close()
+                scene.renderer = None
+
+    def _enter(self, row: int) -> None:
+        """Makes the scene of the row-th task, if this is its first episode, the present one."""
+        if row not in self._scenes:
+            self._scenes[row] = _Scene(self.config.tasks[row])
+        self._scene = self._scenes[row]
 
     def _state(self) -> dict[str, Any]:
         seen = self._sim_observation
@@ -249,6 +262,24 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         else:
             state = seen[_PRESENT]
         return {"observation.state": state.astype(np.float32)}
+
+
+class _Scene:
+    """The simulator of one task, and what belongs to it."""
+
+    def __init__(self, task: str) -> None:
+        sim: Any = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task]()
+        # These two flags are how Meta-World itself makes its goal-observable, freshly randomised variants.
+        sim._freeze_rand_vec = False
+        sim.seeded_rand_vec = True
+        sim._partially_observable = False
+        vars(sim).pop("sawyer_observation_space", None)  # cached with the goal clipped to zero
+        sim._set_task_called = True
+        sim.max_path_length = 10**9  # the world owns the time-out
+        speed_up(sim)
+        self.sim = sim
+        self.expert = ENV_POLICY_MAP[task]()
+        self.renderer: mujoco.Renderer | None = None
 
 
 def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
