@@ -23,8 +23,9 @@ from aloe.benchmark.commands import COMMANDS as BENCHMARK_COMMANDS
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.loop import PRESETS, RunConfig, run_circle
+from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
-from aloe.policies.flow import PolicyBundle, default_execute
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, default_execute
 from aloe.policies.train import ActorConfig
 from aloe.report.text import draw_curve, read_summary, summary_table
 from aloe.rollout.human import HumanConfig
@@ -90,7 +91,7 @@ class Sft(ActorConfig):
             return
         store, key = ExperienceStore.open(self.dataset.root), (self.seed, "sft")
         frames = store.columns()
-        rows = stages.sft_rows(frames, self.window, return_scale(frames))
+        rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
         if self.policy.path is None:
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
         else:
@@ -138,7 +139,7 @@ class Collect:
             stages.collect(
                 store,
                 pool,
-                bundle,
+                PolicyPlayer(bundle=bundle),
                 self.human if self.watched else None,
                 episodes=self.episodes,
                 already=already,
@@ -185,7 +186,8 @@ class Critic(FitConfig):
             with run.stage(0, "sample"):
                 stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples)
         data = stages.critic_data(inputs, samples)
-        state = stages.new_critic(data, self.critic, self, (self.seed, "new critic"))
+        shape = stages.observation_shape(tower, self.window.horizon)
+        state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"))
         if run.done(0, "critic"):
             state.load(self.output_dir / "critic.safetensors")
         else:
@@ -196,7 +198,14 @@ class Critic(FitConfig):
                 key = (self.seed, "critic")
                 stages.critic_stage(data, state, self, self.window.discount, key, self.output_dir, log)
         with run.stage(0, "advantages"):
-            metrics = stages.advantage_stage(inputs, data, state, self, self.aloe, self.output_dir)
+            metrics = stages.advantage_stage(
+                inputs,
+                data,
+                state,
+                self,
+                lambda evaluation: aloe_method.actor_rows(inputs.frames, inputs.windows, evaluation, self.aloe),
+                self.output_dir,
+            )
             run.logger(0, "advantages")(0, metrics)
         for name, value in metrics.items():
             console.print(f"{name:>20} {value:8.3f}")
@@ -268,7 +277,7 @@ class Eval:
         with WorldPool(self.world, self.workers) as pool:
             report = stages.measure(
                 pool,
-                bundle,
+                PolicyPlayer(bundle=bundle),
                 episodes=self.episodes,
                 execute=self.execute or default_execute(bundle.policy),
                 version=0,

@@ -9,25 +9,38 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from jaxtyping import Float32
+from numpy import ndarray
 
 from aloe import stages
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
+from aloe.methods import aloe as aloe_method
+from aloe.methods import awr, qc, recap
 from aloe.methods.aloe import AloeConfig
-from aloe.policies.flow import PolicyBundle, check_sees_all, chunk_shape
-from aloe.policies.train import ActorConfig
+from aloe.methods.awr import AwrConfig
+from aloe.methods.qc import QcConfig
+from aloe.methods.recap import RecapConfig
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, check_sees_all, chunk_shape
+from aloe.policies.train import ActorConfig, ActorRows
 from aloe.rollout.human import HumanConfig
-from aloe.rollout.pool import WorldPool
+from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, write_json
 from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
 from aloe.training import Log
 from aloe.types import Source
 from aloe.value.critic import CriticConfig
-from aloe.value.fit import FitConfig
+from aloe.value.fit import CriticState, Evaluation, FitConfig
+from aloe.value.play import BestOfPlayer
 from aloe.worlds.metaworld import MetaWorldConfig
 
-Method = Literal["aloe", "sft"]
+ValueMethod = Literal["awr", "recap"]
+"""Methods that compare actions with the value of whoever acted in the buffer."""
+CriticMethod = Literal["aloe", "qc"]
+"""Methods with chunk critics."""
+Method = Literal["aloe", "qc", "awr", "recap", "filtered", "dagger", "sft"]
 Say = Callable[[str], None]
 
 
@@ -62,7 +75,7 @@ class RunConfig:
     seed: int = 0
     """Seed of everything that is chance."""
     method: Method = "aloe"
-    """How the policy improves; `sft` clones the demonstrations and learns nothing from experience."""
+    """How the policy improves; docs/methods.md has a section on each."""
     rounds: int = 3
     """Rounds after cloning."""
     workers: int = 3
@@ -77,6 +90,9 @@ class RunConfig:
     critic: CriticConfig = field(default_factory=CriticConfig)
     fit: FitConfig = field(default_factory=FitConfig)
     aloe: AloeConfig = field(default_factory=AloeConfig)
+    awr: AwrConfig = field(default_factory=AwrConfig)
+    recap: RecapConfig = field(default_factory=RecapConfig)
+    qc: QcConfig = field(default_factory=QcConfig)
     improve: ActorConfig = field(default_factory=lambda: ActorConfig(steps=500, learning_rate=5e-4))
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -92,6 +108,23 @@ class RunConfig:
                 f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
                 f"{self.aloe.samples}"
             )
+        if self.policy.best_of > 1 and self.method not in get_args(CriticMethod):
+            raise ValueError(f"--policy.best-of {self.policy.best_of} needs critics, and {self.method} has none")
+
+    @property
+    def samples(self) -> int:
+        """M: chunks that are drawn at every frame for the critics."""
+        return self.qc.samples if self.method == "qc" else self.aloe.samples
+
+    @property
+    def best_of(self) -> int:
+        """Chunks among which the critics choose at play."""
+        return self.qc.samples if self.method == "qc" else self.policy.best_of
+
+    @property
+    def critic_fit(self) -> FitConfig:
+        """How the critics of this method are trained."""
+        return qc.fit_config(self.fit, self.qc) if self.method == "qc" else self.fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +161,17 @@ class Circle:
         self.measure(0)
 
     def play_round(self, index: int) -> None:
-        """collect -> sample -> critic -> advantages -> improve -> eval."""
+        """collect -> sample -> critic -> advantages -> improve -> eval, as far as the method has these stages."""
         run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
-        self.collect(index, bundle)
-        if self.config.method == "aloe":
-            self._evaluate_chunks(index, bundle)
+        self.collect(index)
+        if not run.done(index, "advantages"):
+            match self.config.method:
+                case "aloe" | "qc":
+                    self._evaluate_chunks(index, bundle)
+                case "awr" | "recap":
+                    self._evaluate_states(index, bundle, self.config.method)
+                case "sft" | "dagger" | "filtered":
+                    pass  # nothing is evaluated
         if not run.done(index, "improve"):
             self.say(f"round {index}: improving the policy")
             with run.stage(index, "improve"):
@@ -141,12 +180,12 @@ class Circle:
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
-    def collect(self, index: int, bundle: PolicyBundle) -> None:
+    def collect(self, index: int) -> None:
         """Records the episodes of a round, unless that is done."""
         if not self.run.done(index, "collect"):
             self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
             with self.run.stage(index, "collect") as result:
-                self._collect(index, bundle)
+                self._collect(index)
                 result |= {"episodes": self.store.num_episodes}
 
     def _clone(self) -> None:
@@ -158,11 +197,12 @@ class Circle:
             return
         self.say("round 0: cloning the demonstrations")
         bundle = stages.new_policy(self.store, config.policy, config.window.horizon, key)
-        rows = stages.sft_rows(self.store.columns(), config.window, self._scale)
+        frames = self.store.columns()
+        rows = stages.cloned_rows("sft", frames, make_windows(frames, config.window, self._scale))
         log = self._logger(0, "sft", out / "sft.checkpoint.safetensors")
         stages.train_policy(bundle, self.store, self.run.cache, rows, config.sft, key, out, log=log, label="sft")
 
-    def _collect(self, index: int, bundle: PolicyBundle) -> None:
+    def _collect(self, index: int) -> None:
         config = self.config
         before = (self.run.done(index - 1, "collect") or self.run.done(0, "demos") or {})["episodes"]
         already = self.store.num_episodes - before
@@ -174,7 +214,7 @@ class Circle:
         stages.collect(
             self.store,
             self.pool,
-            bundle,
+            self._player(index - 1),
             config.human,
             episodes=config.collect.episodes,
             already=already,
@@ -186,18 +226,14 @@ class Circle:
 
     def _evaluate_chunks(self, index: int, bundle: PolicyBundle) -> None:
         config, run, out = self.config, self.run, self.run.round(index)
-        names = ("sample", "critic", "advantages")
-        if all(run.done(index, name) for name in names):
-            return
         self.say(f"round {index}: evaluating action chunks under the current policy")
-        tower = PolicyBundle.load(run.policy(0))
-        inputs = EvaluationInputs.of(self.store, bundle, tower, run.cache, config.window, self._scale)
+        inputs, fit = self._inputs(bundle), config.critic_fit
         samples = run.cache / "samples" / f"{index:03d}.npy"
         if not run.done(index, "sample") or not samples.exists():
             with run.stage(index, "sample"):
-                stages.sample_stage(inputs, config.aloe.samples, (config.seed, "sample", index), samples)
+                stages.sample_stage(inputs, config.samples, (config.seed, "sample", index), samples)
         data = stages.critic_data(inputs, samples)
-        state = stages.new_critic(data, config.critic, config.fit, (config.seed, "new critic"))
+        state = self._new_critic(inputs.tower)
         if run.done(index, "critic"):
             state.load(out / "critic.safetensors")
         else:
@@ -206,19 +242,51 @@ class Circle:
             log = self._logger(index, "critic", out / "critic.checkpoint.safetensors")
             with run.stage(index, "critic"):
                 key = (config.seed, "critic", index)
-                stages.critic_stage(data, state, config.fit, config.window.discount, key, out, log)
+                stages.critic_stage(data, state, fit, config.window.discount, key, out, log)
+
+        def weigh(evaluation: Evaluation) -> ActorRows:
+            if config.method == "qc":
+                return qc.actor_rows(inputs.windows)
+            return aloe_method.actor_rows(inputs.frames, inputs.windows, evaluation, config.aloe)
+
         with run.stage(index, "advantages"):
-            metrics = stages.advantage_stage(inputs, data, state, config.fit, config.aloe, out)
-            run.logger(index, "advantages")(0, metrics)
+            run.logger(index, "advantages")(0, stages.advantage_stage(inputs, data, state, fit, weigh, out))
+
+    def _evaluate_states(self, index: int, bundle: PolicyBundle, method: ValueMethod) -> None:
+        """The value of whoever acted, for AWR and RECAP."""
+        config, run, out = self.config, self.run, self.run.round(index)
+        self.say(f"round {index}: learning the value of states from the returns")
+        inputs, discount = self._inputs(bundle), config.window.discount
+        bins = config.awr.bins if method == "awr" else config.recap.bins
+        state = stages.new_value(inputs, config.critic, config.fit, bins, (config.seed, "new value"))
+        if run.done(index, "value"):
+            state.load(out / "value.safetensors")
+        else:
+            if index > 1:
+                state.load(run.round(index - 1) / "value.safetensors")
+            log = self._logger(index, "value", out / "value.checkpoint.safetensors")
+            with run.stage(index, "value"):
+                stages.value_stage(inputs, state, config.fit, (config.seed, "value", index), out, log)
+
+        def weigh(value: Float32[ndarray, "N"]) -> tuple[Float32[ndarray, "N"], ActorRows]:
+            if method == "awr":
+                return awr.advantages(inputs.windows, value), awr.actor_rows(inputs.windows, value, config.awr)
+            advantage = recap.advantages(inputs.windows, value, discount)
+            return advantage, recap.actor_rows(inputs.frames, inputs.windows, advantage, config.recap)
+
+        with run.stage(index, "advantages"):
+            run.logger(index, "advantages")(0, stages.value_advantage_stage(inputs, state, weigh, out))
 
     def _improve(self, index: int, bundle: PolicyBundle) -> None:
         config, run, out = self.config, self.run, self.run.round(index)
         frames = self.store.columns()
-        if config.method == "sft":
-            rows = stages.sft_rows(frames, config.window, self._scale)
-        else:
-            windows = make_windows(frames, config.window, self._scale)
-            rows = stages.rows_from_advantages(out / "advantages.parquet", frames, windows)
+        windows = make_windows(frames, config.window, self._scale)
+        match config.method:
+            case "sft" | "dagger" | "filtered":
+                rows = stages.cloned_rows(config.method, frames, windows)
+            case "aloe" | "qc" | "awr" | "recap":
+                dropout = config.recap.dropout if config.method == "recap" else 0.0
+                rows = stages.rows_from_advantages(out / "advantages.parquet", frames, windows, dropout)
         moments = run.round(index - 1) / "optimizer.safetensors"
         log = self._logger(index, "improve", out / "improve.checkpoint.safetensors")
         stages.train_policy(
@@ -240,7 +308,7 @@ class Circle:
         with self.run.stage(version, stage) as result:
             report = stages.measure(
                 self.pool,
-                PolicyBundle.load(self.run.policy(version)),
+                self._player(version),
                 episodes=self.config.eval.episodes,
                 execute=self.config.policy.execute,
                 version=version,
@@ -256,7 +324,35 @@ class Circle:
             logged = {k: v for k, v in result.items() if v is not None}
             self.run.logger(version, stage)(0, logged)
 
+    def _player(self, version: int) -> ChunkPolicy:
+        """A policy version as it acts: with the critics' choice or the condition that belongs to the method."""
+        config, bundle = self.config, PolicyBundle.load(self.run.policy(version))
+        if version and config.method == "recap":
+            return PolicyPlayer(bundle=bundle, condition=recap.POSITIVE, guidance=config.recap.guidance)
+        if version and config.best_of > 1:
+            tower = PolicyBundle.load(self.run.policy(0))
+            state = self._new_critic(tower)
+            state.load(self.run.round(version) / "critic.safetensors")
+            return BestOfPlayer(
+                bundle=bundle,
+                critic=state.critic.eval(),
+                tower=tower,
+                samples=config.best_of,
+                aggregation=config.critic_fit.advantage_aggregation,
+                std_weight=config.fit.std_weight,
+            )
+        return PolicyPlayer(bundle=bundle)
+
     # -- bookkeeping --------------------------------------------------------------------------------------------------
+
+    def _inputs(self, bundle: PolicyBundle) -> EvaluationInputs:
+        tower = PolicyBundle.load(self.run.policy(0))
+        return EvaluationInputs.of(self.store, bundle, tower, self.run.cache, self.config.window, self._scale)
+
+    def _new_critic(self, tower: PolicyBundle) -> CriticState:
+        config = self.config
+        shape = stages.observation_shape(tower, config.window.horizon)
+        return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"))
 
     @property
     def _scale(self) -> float:
@@ -288,7 +384,7 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
         human = (frames.source == Source.HUMAN) & mine
         began = human.copy()
         began[1:] &= ~(human[:-1] & (frames.episode[1:] == frames.episode[:-1]))
-        names = ("demos", "sft", "collect", "sample", "critic", "advantages", "improve", "eval")
+        names = ("demos", "sft", "collect", "sample", "critic", "value", "advantages", "improve", "eval")
         done = {name: run.done(index, name) for name in names}
         rounds.append(
             {
@@ -325,7 +421,7 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
     if config.policy.path is not None and not RunFolder(output_dir).policy(0).exists():
         bundle = PolicyBundle.load(config.policy.path)
         stages.check_fits_world(bundle, config.world)
-        check_sees_all(bundle, config.world.cameras)
+        check_sees_all(bundle, config.world.camera_sizes)
         horizon = chunk_shape(bundle.policy)[0]
         if horizon != config.window.horizon:
             raise ValueError(

@@ -18,15 +18,18 @@ from aloe import cli
 from aloe.benchmark.cells import Cell, play_start
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
+from aloe.benchmark.start import StartConfig
 from aloe.benchmark.suites import METHODS, SUITES, TASKS, Suite, find_suite, method_config
 from aloe.experience.store import ExperienceStore
 from aloe.loop import PRESETS, EvalConfig
 from aloe.run import RunFolder
 
+TINY = PRESETS["tiny"]
 SMALL = Suite(
     name="small",
-    observations="pictures",
-    config=dataclasses.replace(PRESETS["tiny"], eval=EvalConfig(episodes=3)),
+    config=dataclasses.replace(
+        TINY, world=dataclasses.replace(TINY.world, observations="state"), eval=EvalConfig(episodes=3)
+    ),
     perturbations=(),
 )
 METHODS_PLAYED, SEEDS = ("sft", "aloe"), (0, 1)
@@ -212,6 +215,15 @@ def test_a_method_changes_its_own_options_alone():
     assert config == dataclasses.replace(SMALL.config, seed=7, method="aloe", fit=fit)
 
 
+def test_every_method_shares_the_start_of_the_others():
+    assert len({StartConfig.of(method_config(SMALL, method, 0)) for method in METHODS}) == 1
+
+
+def test_a_choice_among_chunks_at_play_is_no_other_start():
+    chosen = dataclasses.replace(SMALL.config, policy=dataclasses.replace(SMALL.config.policy, best_of=8))
+    assert StartConfig.of(chosen) == StartConfig.of(SMALL.config)
+
+
 def test_the_hash_of_a_cell_follows_every_option_and_the_perturbations(tmp_path):
     def hash_of(method: str = "aloe", seed: int = 0, suite: Suite = SMALL) -> str:
         return Cell.of(suite, method, seed, tmp_path, tmp_path).config_hash
@@ -263,6 +275,15 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
 
 def test_every_task_is_a_suite_with_pictures_and_one_with_state():
     assert sorted(SUITES) == sorted([*TASKS, *(f"{task}-state" for task in TASKS)])
+    for task in TASKS:
+        pictures, state = find_suite(task), find_suite(f"{task}-state")
+        assert (pictures.name, state.name) == (task, f"{task}-state")
+        assert (pictures.config.world.observations, state.config.world.observations) == ("pictures", "state")
+        world = dataclasses.replace(pictures.config.world, observations="state")
+        assert dataclasses.replace(pictures.config, world=world) == state.config
+
+
+def test_an_unknown_suite_is_named():
     with pytest.raises(ValueError, match="unknown suite 'speed'; there are precision-state"):
         find_suite("speed")
 

@@ -1,14 +1,16 @@
 """Which windows an actor learns from, and how much each counts, worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from aloe.experience.store import Frames
 from aloe.experience.windows import WindowConfig, make_windows
-from aloe.methods import aloe, sft
+from aloe.methods import aloe, awr, dagger, filtered, qc, recap, sft
 from aloe.types import Source
-from aloe.value.fit import Evaluation
+from aloe.value.fit import Evaluation, FitConfig
 
 
 def two_steps_each(*fragments: tuple[Source, str]) -> Frames:
@@ -90,3 +92,73 @@ def test_weights_are_plain_float32_for_every_window() -> None:
     actor = aloe.actor_rows(frames, windows, judged(1, 0, -1, 0), aloe.AloeConfig())
     assert actor.weight.dtype == np.float32
     assert torch.from_numpy(actor.weight).shape == (4,)
+
+
+def test_dagger_takes_what_people_did_and_nothing_of_the_policy() -> None:
+    frames = two_steps_each(
+        DEMO, (Source.POLICY, "success"), HUMAN, (Source.HUMAN, "failure"), (Source.DEMO, "failure")
+    )
+    actor = dagger.actor_rows(frames, make_windows(frames, WindowConfig(horizon=2), 2.0))
+    assert actor.rows.tolist() == [0, 1, 4, 5, 6, 7]
+    assert set(actor.weight.tolist()) == {1.0}
+
+
+def test_filtered_cloning_takes_every_fragment_that_ended_in_success() -> None:
+    frames = two_steps_each(DEMO, (Source.POLICY, "success"), POLICY, HUMAN, (Source.HUMAN, "failure"))
+    actor = filtered.actor_rows(frames, make_windows(frames, WindowConfig(horizon=2), 2.0))
+    assert actor.rows.tolist() == [0, 1, 2, 3, 6, 7]
+    assert set(actor.weight.tolist()) == {1.0}
+
+
+def test_awr_weighs_by_the_return_above_the_buffers_value() -> None:
+    # Scale 2, no discount, penalty 1. Success: rewards -0.5, 0: G = -0.5, 0. Failure: -0.5, -1: G = -1.5, -1.
+    # V = -1 everywhere: A = 0.5, 1, -0.5, 0. Mean 0.25, variance (0.0625 + 0.5625 + 0.5625 + 0.0625) / 4 = 0.3125.
+    frames = two_steps_each(DEMO, POLICY)
+    windows = make_windows(frames, WindowConfig(horizon=2, chunk_discount=1.0), 2.0)
+    value = np.full(4, -1, np.float32)
+    assert awr.advantages(windows, value) == pytest.approx([0.5, 1, -0.5, 0])
+    actor = awr.actor_rows(windows, value, awr.AwrConfig())
+    assert actor.weight == pytest.approx(np.exp(np.array([0.5, 1, -0.5, 0]) / np.sqrt(0.3125)), rel=1e-5)
+    assert actor.rows.tolist() == [0, 1, 2, 3]
+
+
+def test_awr_leaves_out_what_has_no_known_return() -> None:
+    frames = two_steps_each(DEMO, (Source.POLICY, "timeout"))
+    windows = make_windows(frames, WindowConfig(horizon=2, chunk_discount=1.0, timeout="bootstrap"), 2.0)
+    actor = awr.actor_rows(windows, np.full(4, -1, np.float32), awr.AwrConfig())
+    assert actor.rows.tolist() == [0, 1]
+    assert actor.weight[2:].tolist() == [0, 0]
+
+
+def test_recaps_advantage_looks_one_window_ahead_and_nowhere_past_an_end() -> None:
+    # One episode of the policy, 4 steps, success; horizon 2, discount 0.5 a step, scale 2: rewards -0.5, -0.5, -0.5, 0.
+    frames = two_steps_each((Source.POLICY, ""), (Source.POLICY, "success"))
+    frames = replace(frames, episode=np.zeros(4, np.int64), step=np.arange(4))
+    windows = make_windows(frames, WindowConfig(horizon=2, chunk_discount=0.25), 2.0)
+    value = np.array([-1, -2, -3, -4], np.float32)
+    # A_0 = -0.5 - 0.25 + 0.25 * V_2 - V_0 = -0.75 - 0.75 + 1 = -0.5;  A_1 = -0.75 + 0.25 * V_3 + 2 = 0.25
+    # A_2 = -0.5 + 0 (end) + 3 = 2.5;  A_3 = 0 + 4 = 4
+    assert recap.advantages(windows, value, 0.5) == pytest.approx([-0.5, 0.25, 2.5, 4])
+
+
+def test_recap_calls_the_best_share_of_each_task_and_all_that_people_did_positive() -> None:
+    frames = two_steps_each(DEMO, POLICY, POLICY, HUMAN, POLICY)
+    frames = replace(frames, task_index=np.repeat(np.array([0, 0, 0, 0, 1]), 2), tasks=["press", "pull"])
+    advantage = np.array([-9, -9, 1, 2, 3, 4, -9, -9, 10, 20], np.float32)
+    # Policy steps of "press": 1, 2, 3, 4, of which half exceed the median 2.5; of "pull": 10, 20, median 15.
+    good = recap.is_positive(frames, advantage, recap.RecapConfig(positive_share=0.5))
+    assert good.tolist() == [True, True, False, False, True, True, True, True, False, True]
+    windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
+    actor = recap.actor_rows(frames, windows, advantage, recap.RecapConfig(positive_share=0.5))
+    assert actor.condition is not None
+    assert [recap.POSITIVE == words for words in actor.condition] == good.tolist()
+    assert actor.rows.tolist() == list(range(10))
+
+
+def test_q_chunking_clones_everything_and_bootstraps_from_the_best_of_its_samples() -> None:
+    frames = two_steps_each(DEMO, POLICY)
+    actor = qc.actor_rows(make_windows(frames, WindowConfig(horizon=2), 2.0))
+    assert actor.rows.tolist() == [0, 1, 2, 3]
+    assert set(actor.weight.tolist()) == {1.0}
+    fit = qc.fit_config(FitConfig(steps=7), qc.QcConfig(samples=5))
+    assert (fit.bootstrap, fit.target_samples, fit.target_aggregation, fit.steps) == ("best-of", 5, "mean", 7)

@@ -28,7 +28,6 @@ class Cell:
     """What is to be played, and where. Knows all that it needs: it is sent to another process."""
 
     suite: str
-    observations: str
     perturbations: tuple[str, ...]
     method: str
     seed: int
@@ -42,7 +41,6 @@ class Cell:
     def of(suite: Suite, method: str, seed: int, folder: Path, results: Path) -> "Cell":
         return Cell(
             suite=suite.name,
-            observations=suite.observations,
             perturbations=suite.perturbations,
             method=method,
             seed=seed,
@@ -104,7 +102,7 @@ def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "suite": cell.suite,
-                    "observations": cell.observations,
+                    "observations": cell.config.world.observations,
                     "method": cell.method,
                     "seed": cell.seed,
                     "round": index,

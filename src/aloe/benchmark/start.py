@@ -16,7 +16,6 @@ from pathlib import Path
 
 from aloe.experience.windows import WindowConfig
 from aloe.loop import CollectConfig, EvalConfig, RunConfig, Say, open_circle
-from aloe.policies.flow import PolicyBundle
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.run import RunFolder, new_folder, to_plain, write_json
@@ -41,7 +40,9 @@ class StartConfig:
 
     @staticmethod
     def of(config: RunConfig) -> "StartConfig":
-        return StartConfig(**{field.name: getattr(config, field.name) for field in fields(StartConfig)})
+        start = StartConfig(**{field.name: getattr(config, field.name) for field in fields(StartConfig)})
+        # A choice among chunks needs critics, which the cloned policy has not got: it plays the same with any.
+        return replace(start, policy=replace(config.policy, best_of=1))
 
 
 @contextmanager
@@ -79,7 +80,7 @@ def make_start(config: RunConfig, perturbations: tuple[str, ...], root: Path, sa
             with open_circle(config, run, say) as circle:
                 if not run.done(0, "eval"):
                     circle.start()
-                circle.collect(1, PolicyBundle.load(run.policy(0)))
+                circle.collect(1)
         measure_perturbed(config, run, 0, perturbations, say)
         shutil.rmtree(run.cache, ignore_errors=True)
     return run

@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from aloe.loop import CollectConfig, EvalConfig, RunConfig
+from aloe.loop import CollectConfig, EvalConfig, Method, RunConfig
 from aloe.policies.train import ActorConfig
-from aloe.rollout import human
+from aloe.rollout.human import GRADES
 from aloe.stages import DemosConfig
 from aloe.worlds.metaworld import MetaWorldConfig
 
 Variant = Callable[[RunConfig], RunConfig]
 """Makes a method's config from the suite's. It may change nothing that has shaped the common start (see `start.py`)."""
-
-Observations = Literal["pictures", "state"]
 
 REFERENCE: Final = "aloe"
 """The method that the tables compare with all others."""
@@ -25,8 +23,6 @@ class Suite:
     """One benchmark: a task, its budget, and under which perturbations the first and the last policies are measured."""
 
     name: str
-    observations: Observations
-    """What the policy sees; named in every table, because state is far easier than pictures."""
     config: RunConfig
     """The run; seed and method are set by each cell."""
     perturbations: tuple[str, ...] = ("disturbance", "unseen")
@@ -37,7 +33,7 @@ class Suite:
             raise ValueError("methods differ from the first round on: a suite needs at least one")
 
 
-def _method(name: str) -> Variant:
+def _method(name: Method) -> Variant:
     def variant(config: RunConfig) -> RunConfig:
         return replace(config, method=name)
 
@@ -49,7 +45,13 @@ def _in_sample(config: RunConfig) -> RunConfig:
 
 
 METHODS: Final[dict[str, Variant]] = {
-    **{name: _method(name) for name in ("sft", "dagger", "filtered", "awr", "recap", "qc", "aloe")},
+    "sft": _method("sft"),
+    "dagger": _method("dagger"),
+    "filtered": _method("filtered"),
+    "awr": _method("awr"),
+    "recap": _method("recap"),
+    "qc": _method("qc"),
+    "aloe": _method("aloe"),
     "aloe-in-sample": _in_sample,
 }
 """Everything that can be played in a suite, in the order of the tables."""
@@ -126,8 +128,7 @@ def find_suite(name: str) -> Suite:
             + f"there are {', '.join(SUITES)}"
         )
     task = name.removesuffix("-state")
-    observations: Observations = "pictures" if name == task else "state"
-    numbers = TASKS[task]
+    observations, numbers = "pictures" if name == task else "state", TASKS[task]
     config = RunConfig(
         workers=WORKERS,
         rounds=numbers["rounds"],
@@ -135,8 +136,8 @@ def find_suite(name: str) -> Suite:
         demos=DemosConfig(**numbers["demos"]),
         sft=ActorConfig(**numbers["sft"]),
         collect=CollectConfig(**numbers["collect"]),
-        human=human.GRADES[numbers["human"]],
+        human=GRADES[numbers["human"]],
         improve=ActorConfig(**numbers["improve"]),
         eval=EvalConfig(**numbers["eval"]),
     )
-    return Suite(name=name, observations=observations, config=config)
+    return Suite(name=name, config=config)

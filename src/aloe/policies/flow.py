@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from aloe.losses import flow_interpolate, flow_matching_residual
 from aloe.policies.tiny_vla import TinyVLAPolicy
+from aloe.policies.tiny_vla.configuration_tiny_vla import LANGUAGE_DIM
 from aloe.policies.tiny_vla.modeling_tiny_vla import LANGUAGE_EMBEDDING
 
 IMAGES = "observation.images."
@@ -175,6 +176,15 @@ def language_features(policy: PreTrainedPolicy, batch: dict[str, Tensor]) -> Flo
             raise _unsupported(policy)
 
 
+def language_dim(policy: PreTrainedPolicy) -> int:
+    """L of `language_features`."""
+    match policy:
+        case TinyVLAPolicy():
+            return LANGUAGE_DIM
+        case _:
+            raise _unsupported(policy)
+
+
 def vision_tower(policy: PreTrainedPolicy) -> nn.Module:
     """The part that turns pictures into features."""
     match policy:
@@ -215,15 +225,29 @@ def flow_residual(
 
 @torch.no_grad()
 def sample_chunks(
-    policy: PreTrainedPolicy, batch: dict[str, Tensor], noise: Float[Tensor, "B M H A"]
+    policy: PreTrainedPolicy,
+    batch: dict[str, Tensor],
+    noise: Float[Tensor, "B M H A"],
+    unconditional: dict[str, Tensor] | None = None,
+    guidance: float = 1.0,
 ) -> Float[Tensor, "B M H A"]:
-    """M chunks for each observation from M draws of noise; the observation is encoded once."""
+    """M chunks for each observation from M draws of noise; the observation is encoded once.
+
+    `unconditional` is the same observation under the plain instruction, for classifier-free guidance.
+    """
     policy.eval()
     match policy:
         case TinyVLAPolicy():
-            prefix = policy.prefix(policy.encode_images(batch), batch[OBS_STATE], batch[LANGUAGE_EMBEDDING])
-            samples = noise.shape[1]
-            return policy.denoise(noise.flatten(0, 1), prefix.repeat_interleave(samples, 0)).view_as(noise)
+            prefix, plain = (
+                None
+                if seen is None
+                else policy.prefix(
+                    policy.encode_images(seen), seen[OBS_STATE], seen[LANGUAGE_EMBEDDING]
+                ).repeat_interleave(noise.shape[1], 0)
+                for seen in (batch, unconditional)
+            )
+            assert prefix is not None
+            return policy.denoise(noise.flatten(0, 1), prefix, plain, guidance).view_as(noise)
         case _:
             raise _unsupported(policy)
 
@@ -255,10 +279,18 @@ class PolicyPlayer:
     """A policy as the rollout's worlds see it: raw observations of W worlds in, chunks in the world's units out."""
 
     bundle: PolicyBundle
+    condition: str = ""
+    """Words that are added to the instruction."""
+    guidance: float = 1.0
+    """Strength of classifier-free guidance towards the condition; 1 is none, and costs half."""
 
     @property
     def chunk_shape(self) -> tuple[int, int]:
         return chunk_shape(self.bundle.policy)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.chunk_shape
 
     def __call__(
         self,
@@ -267,6 +299,17 @@ class PolicyPlayer:
         tasks: list[str],
         noise: Float32[ndarray, "W H A"],
     ) -> Float32[ndarray, "W H A"]:
-        batch = self.bundle.preprocessor({**image_batch(images), OBS_STATE: torch.from_numpy(state), "task": tasks})
-        chunks = self.bundle.policy.predict_action_chunk(batch, noise=torch.from_numpy(noise).to(batch[OBS_STATE]))
-        return self.bundle.postprocessor(chunks).numpy()
+        batch = observe(self.bundle, images, state, [task + self.condition for task in tasks])
+        plain = observe(self.bundle, images, state, tasks) if self.guidance != 1 else None
+        chunks = sample_chunks(self.bundle.policy, batch, torch.from_numpy(noise)[:, None], plain, self.guidance)
+        return self.bundle.postprocessor(chunks[:, 0]).numpy()
+
+
+def observe(
+    bundle: PolicyBundle,
+    images: dict[str, UInt8[ndarray, "W h w 3"]],
+    state: Float32[ndarray, "W S"],
+    tasks: list[str],
+) -> dict[str, Tensor]:
+    """Raw observations through the policy's own preprocessor."""
+    return bundle.preprocessor({**image_batch(images), OBS_STATE: torch.from_numpy(state), "task": tasks})

@@ -1,6 +1,6 @@
 """The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +58,8 @@ class PolicyRows:
     action: Float[Tensor, "N A"]
     """Executed actions, normalised."""
     images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]]
+    conditioned: dict[str, Tensor] | None = None
+    """`inputs` under the instruction with the condition of `ActorRows` added, if there is one."""
 
     @staticmethod
     def of(
@@ -66,18 +68,32 @@ class PolicyRows:
         action: Float32[ndarray, "N A"],
         tasks: list[str],
         images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]],
+        condition: Sequence[str] | None = None,
     ) -> "PolicyRows":
-        """Sends all frames through the policy's own preprocessor."""
-        batch = bundle.preprocessor(
-            {OBS_STATE: torch.from_numpy(state), ACTION: torch.from_numpy(action), "task": tasks}
-        )
-        inputs = {k: v for k, v in batch.items() if k.startswith("observation.") and isinstance(v, Tensor)}
-        return PolicyRows(inputs=inputs, action=batch[ACTION], images=images)
+        """Sends all frames through the policy's own preprocessor; with a `condition`, words for each frame, twice."""
 
-    def batch(self, rows: Int64[ndarray, "B"]) -> dict[str, Tensor]:
+        def inputs_for(tasks: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+            batch = bundle.preprocessor(
+                {OBS_STATE: torch.from_numpy(state), ACTION: torch.from_numpy(action), "task": tasks}
+            )
+            inputs = {k: v for k, v in batch.items() if k.startswith("observation.") and isinstance(v, Tensor)}
+            return inputs, batch[ACTION]
+
+        inputs, normalised = inputs_for(tasks)
+        conditioned = None
+        if condition is not None:
+            conditioned = inputs_for([task + words for task, words in zip(tasks, condition, strict=True)])[0]
+        return PolicyRows(inputs=inputs, action=normalised, images=images, conditioned=conditioned)
+
+    def batch(self, rows: Int64[ndarray, "B"], is_conditioned: Bool[Tensor, "B"] | None = None) -> dict[str, Tensor]:
         """Observations of these frames, as the policy's own code expects them."""
         index = torch.from_numpy(rows)
-        return {k: v[index] for k, v in self.inputs.items()} | image_batch(self.images(rows))
+        inputs = {k: v[index] for k, v in self.inputs.items()}
+        if is_conditioned is not None:
+            assert self.conditioned is not None, "these rows were made without a condition"
+            for k, v in self.conditioned.items():
+                inputs[k][is_conditioned] = v[index[is_conditioned]]
+        return inputs | image_batch(self.images(rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +107,10 @@ class ActorRows:
     frames: Int64[ndarray, "N H"]
     """Frame of each action of each window."""
     is_pad: Bool[ndarray, "N H"]
+    condition: list[str] | None = None
+    """Words added to the instruction of each window of the store; None for a policy that is not conditioned."""
+    condition_dropout: float = 0.0
+    """Share of a batch's windows that are shown the plain instruction nevertheless."""
 
 
 def train_actor(
@@ -159,7 +179,10 @@ def actor_loss(
     action = data.action[torch.from_numpy(actor.frames[rows])]
     noise = torch.randn(action.shape, generator=generator)
     time = torch.rand(len(action), generator=generator)
-    residual = flow_residual(bundle.policy, data.batch(rows) | {ACTION: action}, noise, time, generator)
+    keep = None
+    if actor.condition is not None:
+        keep = torch.rand(len(action), generator=generator) >= actor.condition_dropout
+    residual = flow_residual(bundle.policy, data.batch(rows, keep) | {ACTION: action}, noise, time, generator)
     weight = torch.from_numpy(actor.weight[rows])
     return weighted_flow_matching_loss(
         residual, weight / weight.mean().clamp(min=1e-6), torch.from_numpy(actor.is_pad[rows])

@@ -4,13 +4,14 @@ Every function takes what it reads and where it writes; the order of them, and w
 """
 
 from aloe.stages.actor import (
+    CloningMethod,
     PolicyConfig,
     check_fits_store,
     checkpoint_step,
+    cloned_rows,
     new_policy,
     policy_rows,
     rows_from_advantages,
-    sft_rows,
     train_policy,
 )
 from aloe.stages.critic import (
@@ -19,6 +20,7 @@ from aloe.stages.critic import (
     critic_data,
     critic_stage,
     new_critic,
+    observation_shape,
     sample_stage,
 )
 from aloe.stages.play import (
@@ -31,8 +33,10 @@ from aloe.stages.play import (
     measure,
     open_store,
 )
+from aloe.stages.value import new_value, value_advantage_stage, value_stage
 
 __all__ = [
+    "CloningMethod",
     "DemosConfig",
     "EvaluationInputs",
     "PolicyConfig",
@@ -41,6 +45,7 @@ __all__ = [
     "check_fits_world",
     "check_same_policy",
     "checkpoint_step",
+    "cloned_rows",
     "collect",
     "critic_data",
     "critic_stage",
@@ -49,10 +54,13 @@ __all__ = [
     "measure",
     "new_critic",
     "new_policy",
+    "new_value",
+    "observation_shape",
     "open_store",
     "policy_rows",
     "rows_from_advantages",
     "sample_stage",
-    "sft_rows",
     "train_policy",
+    "value_advantage_stage",
+    "value_stage",
 ]

@@ -1,7 +1,9 @@
 """Stages that train a policy: clone and improve."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,8 +14,8 @@ from safetensors import SafetensorError
 
 from aloe.experience.cache import FrameCache
 from aloe.experience.store import ExperienceStore, Frames
-from aloe.experience.windows import WindowConfig, Windows, make_windows
-from aloe.methods import sft as sft_method
+from aloe.experience.windows import Windows
+from aloe.methods import dagger, filtered, sft
 from aloe.policies.flow import (
     IMAGES,
     PolicyBundle,
@@ -24,6 +26,13 @@ from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
 from aloe.training import Log, generator_for, save_state, state_step
 from aloe.types import Source
+
+CloningMethod = Literal["sft", "dagger", "filtered"]
+CLONING: dict[CloningMethod, Callable[[Frames, Windows], ActorRows]] = {
+    "sft": sft.actor_rows,
+    "dagger": dagger.actor_rows,
+    "filtered": filtered.actor_rows,
+}
 
 SMALLEST_STD = 1e-2
 """Demonstrations may hold a number still, the grip for example; divided by less, a human's twitch would become enormous."""
@@ -37,6 +46,8 @@ class PolicyConfig:
     """A LeRobot `pretrained_model/` folder to start from, instead of cloning the demonstrations."""
     execute: int = 4
     """Actions of a chunk that are executed before the policy predicts again."""
+    best_of: int = 1
+    """Chunks that are sampled at play, of which the critics choose the one to execute; 1: no choice, no critic at play."""
     vision_width: int = 32
     """Channels of the vision tower."""
     keypoints: int = 32
@@ -51,8 +62,11 @@ class PolicyConfig:
     """Euler steps from noise to action."""
 
     def __post_init__(self) -> None:
-        if min(self.execute, self.vision_width, self.keypoints, self.width, self.depth, self.flow_steps) < 1:
-            raise ValueError("execute, flow_steps and the sizes of the policy must be at least 1")
+        if (
+            min(self.execute, self.best_of, self.vision_width, self.keypoints, self.width, self.depth, self.flow_steps)
+            < 1
+        ):
+            raise ValueError("execute, best_of, flow_steps and the sizes of the policy must be at least 1")
 
 
 def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: tuple[int | str, ...]) -> PolicyBundle:
@@ -104,8 +118,10 @@ def check_fits_store(bundle: PolicyBundle, store: ExperienceStore, horizon: int 
         )
 
 
-def policy_rows(bundle: PolicyBundle, frames: Frames, pictures: FrameCache) -> PolicyRows:
-    """The store as the policy sees it.
+def policy_rows(
+    bundle: PolicyBundle, frames: Frames, pictures: FrameCache, condition: list[str] | None = None
+) -> PolicyRows:
+    """The store as the policy sees it, and with `condition` added to each frame's instruction, too.
 
     Raises:
         ValueError: cameras or sizes of the store are not the policy's.
@@ -118,6 +134,7 @@ def policy_rows(bundle: PolicyBundle, frames: Frames, pictures: FrameCache) -> P
         frames.action,
         [frames.tasks[i] for i in frames.task_index],
         lambda rows: {camera: pictures.gather(camera, rows) for camera in wanted},
+        condition,
     )
 
 
@@ -140,7 +157,7 @@ def train_policy(
     checkpoint = out / f"{label}.checkpoint.safetensors"
     optimizer = train_actor(
         bundle,
-        policy_rows(bundle, store.columns(), pictures),
+        policy_rows(bundle, store.columns(), pictures, actor.condition),
         actor,
         config,
         key,
@@ -154,7 +171,7 @@ def train_policy(
     checkpoint.unlink(missing_ok=True)
 
 
-def rows_from_advantages(path: Path, frames: Frames, windows: Windows) -> ActorRows:
+def rows_from_advantages(path: Path, frames: Frames, windows: Windows, condition_dropout: float = 0.0) -> ActorRows:
     """The weights that `advantage_stage` wrote, checked against the store that they are to be used with.
 
     Raises:
@@ -172,11 +189,20 @@ def rows_from_advantages(path: Path, frames: Frames, windows: Windows) -> ActorR
             "the store grew; run `aloe critic` again"
         )
     weight = table["weight"].to_numpy(np.float32)
-    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
+    condition = table["condition"].tolist() if "condition" in table else None
+    return ActorRows(
+        rows=np.flatnonzero(weight > 0),
+        weight=weight,
+        frames=windows.frames,
+        is_pad=windows.is_pad,
+        condition=condition,
+        condition_dropout=condition_dropout,
+    )
 
 
-def sft_rows(frames: Frames, window: WindowConfig, scale: float) -> ActorRows:
-    return sft_method.actor_rows(frames, make_windows(frames, window, scale))
+def cloned_rows(method: CloningMethod, frames: Frames, windows: Windows) -> ActorRows:
+    """What the methods learn from that need no values."""
+    return CLONING[method](frames, windows)
 
 
 def checkpoint_step(checkpoint: Path) -> int:

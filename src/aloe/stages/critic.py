@@ -1,17 +1,19 @@
 """Policy evaluation as a stage: sample chunks, train the critics, write the advantages."""
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float32
+from lerobot.utils.constants import OBS_STATE
 
 from aloe.experience.cache import FeatureCache, FrameCache
 from aloe.experience.store import ExperienceStore, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
-from aloe.methods import aloe as aloe_method
 from aloe.policies.flow import (
     PolicyBundle,
     check_sees_all,
@@ -19,6 +21,7 @@ from aloe.policies.flow import (
     encode_images,
     feature_dim,
     image_batch,
+    language_dim,
     language_features,
     tower_key,
 )
@@ -27,7 +30,15 @@ from aloe.stages.actor import policy_rows
 from aloe.training import Log, generator_for
 from aloe.types import Source
 from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
-from aloe.value.fit import CriticData, CriticState, Evaluation, FitConfig, evaluate_windows, fit_critic
+from aloe.value.fit import (
+    CriticData,
+    CriticState,
+    Evaluation,
+    FitConfig,
+    ObservationSource,
+    evaluate_windows,
+    fit_critic,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,31 +84,50 @@ def sample_stage(inputs: EvaluationInputs, samples: int, key: tuple[int | str, .
     os.replace(partial, out)
 
 
-def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
-    """Windows, cached features and sampled chunks, ready for the critics. Encodes the pictures that are new."""
+def observation_source(inputs: EvaluationInputs) -> ObservationSource:
+    """What critics see of every frame, with cached features. Encodes the pictures that are new."""
     check_sees_all(inputs.tower, inputs.store.cameras)
     tower = inputs.tower.policy.eval()
     pictures = FrameCache(inputs.cache / "pictures", inputs.store)
-    features = FeatureCache(inputs.cache / "features", tower_key(tower), pictures, (feature_dim(tower),))
-
-    @torch.no_grad()
-    def encode(images: dict[str, np.ndarray]) -> np.ndarray:
-        return encode_images(tower, image_batch(images)).numpy().astype(np.float16)
-
-    features.update(encode)
     rows = policy_rows(inputs.tower, inputs.frames, pictures)
-    if not torch.equal(rows.action, policy_rows(inputs.bundle, inputs.frames, pictures).action):
-        raise ValueError("the policy and the one whose tower the critics see with normalise actions differently")
-    state, language = rows.inputs["observation.state"], language_features(tower, rows.inputs)
+    state, language = rows.inputs[OBS_STATE], language_features(tower, rows.inputs)
+    features = None
+    if inputs.store.cameras:
+        features = FeatureCache(inputs.cache / "features", tower_key(tower), pictures, (feature_dim(tower),))
+
+        @torch.no_grad()
+        def encode(images: dict[str, np.ndarray]) -> np.ndarray:
+            return encode_images(tower, image_batch(images)).numpy().astype(np.float16)
+
+        features.update(encode)
 
     def observations(frames: np.ndarray) -> Observations:
         picked = torch.from_numpy(frames)
-        return Observations(
-            features=torch.from_numpy(features.gather(frames)).float(),
-            state=state[picked],
-            language=language[picked],
+        seen = (
+            torch.zeros(len(frames), 0, feature_dim(tower))
+            if features is None
+            else torch.from_numpy(features.gather(frames)).float()
         )
+        return Observations(features=seen, state=state[picked], language=language[picked])
 
+    return observations
+
+
+def normalised_actions(inputs: EvaluationInputs) -> torch.Tensor:
+    """Executed actions (N, A) in the units of policy and tower.
+
+    Raises:
+        ValueError: the two normalise differently.
+    """
+    pictures = FrameCache(inputs.cache / "pictures", inputs.store)
+    of_policy, of_tower = (policy_rows(b, inputs.frames, pictures).action for b in (inputs.bundle, inputs.tower))
+    if not torch.equal(of_policy, of_tower):
+        raise ValueError("the policy and the one whose tower the critics see with normalise actions differently")
+    return of_policy
+
+
+def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
+    """Windows, cached features and sampled chunks, ready for the critics."""
     chunks = np.load(samples, mmap_mode="r")
     horizon = inputs.windows.frames.shape[1]
     if len(chunks) != len(inputs.frames):
@@ -111,29 +141,35 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
             f"give --window.horizon {chunks.shape[2]} or less"
         )
     return CriticData(
-        windows=inputs.windows, observations=observations, action=rows.action, samples=chunks[:, :, :horizon]
+        windows=inputs.windows,
+        observations=observation_source(inputs),
+        action=normalised_actions(inputs),
+        samples=chunks[:, :, :horizon],
     )
 
 
-def new_critic(data: CriticData, config: CriticConfig, fit: FitConfig, key: tuple[int | str, ...]) -> CriticState:
+def observation_shape(tower: PolicyBundle, horizon: int) -> ObservationShape:
+    """What critics see through this policy's tower and processors, and the chunks of `horizon` actions they judge."""
+    policy = tower.policy
+    assert policy.config.robot_state_feature is not None
+    return ObservationShape(
+        cameras=len(policy.config.image_features),
+        feature_dim=feature_dim(policy),
+        state_dim=policy.config.robot_state_feature.shape[0],
+        language_dim=language_dim(policy),
+        action_dim=chunk_shape(policy)[1],
+        horizon=horizon,
+    )
+
+
+def new_critic(
+    shape: ObservationShape, config: CriticConfig, fit: FitConfig, key: tuple[int | str, ...]
+) -> CriticState:
     """Fresh critics for these observations and chunks, their weights a function of `key`."""
-    first = data.observations(np.zeros(1, dtype=np.int64))
-    shape = ObservationShape(
-        cameras=first.features.shape[1],
-        feature_dim=first.features.shape[2],
-        state_dim=first.state.shape[1],
-        language_dim=first.language.shape[1],
-        action_dim=data.action.shape[1],
-        horizon=data.windows.frames.shape[1],
-    )
     with torch.random.fork_rng():
         torch.manual_seed(generator_for(*key).initial_seed())
         critic = ChunkCritic(config, shape)
-        value = (
-            ChunkCritic(config, ObservationShape(**{**asdict(shape), "horizon": 0}))
-            if fit.bootstrap == "in-sample"
-            else None
-        )
+        value = ChunkCritic(config, replace(shape, horizon=0)) if fit.bootstrap == "in-sample" else None
     return CriticState(critic, fit, value)
 
 
@@ -158,42 +194,60 @@ def advantage_stage(
     data: CriticData,
     state: CriticState,
     fit: FitConfig,
-    method: aloe_method.AloeConfig,
+    weigh: Callable[[Evaluation], ActorRows],
     out: Path,
 ) -> dict[str, float]:
-    """Writes `advantages.parquet` into `out`, one row a window, and returns what is worth knowing about it."""
+    """Writes `advantages.parquet` into `out`, one row a window, and returns what is worth knowing about it.
+
+    weigh: what the method makes of the critics' judgement.
+    """
     evaluation = evaluate_windows(state.critic, data, fit)
-    actor = aloe_method.actor_rows(inputs.frames, inputs.windows, evaluation, method)
-    frames, windows = inputs.frames, inputs.windows
+    actor = weigh(evaluation)
+    critics = {f"q_{k}": evaluation.q[:, k] for k in range(evaluation.q.shape[1])}
+    write_advantages(inputs, evaluation.value, evaluation.advantage, actor, out, critics)
+    spread = {"spread_data": evaluation.spread_data, "spread_samples": evaluation.spread_samples}
+    return advantage_metrics(inputs.frames, evaluation.value, evaluation.advantage, actor) | spread
+
+
+def write_advantages(
+    inputs: EvaluationInputs,
+    value: Float32[np.ndarray, "N"],
+    advantage: Float32[np.ndarray, "N"],
+    actor: ActorRows,
+    out: Path,
+    more: dict[str, np.ndarray] | None = None,
+) -> None:
+    """`advantages.parquet`, one row a window: where it is, its values, and what the actor is to make of it."""
+    frames = inputs.frames
     table = {
         "episode": frames.episode,
         "step": frames.step,
         "source": frames.source,
         "policy_version": frames.policy_version,
-        "return": windows.monte_carlo,
-        **{f"q_{k}": evaluation.q[:, k] for k in range(evaluation.q.shape[1])},
-        "value": evaluation.value,
-        "advantage": evaluation.advantage,
+        "return": inputs.windows.monte_carlo,
+        **(more or {}),
+        "value": value,
+        "advantage": advantage,
         "weight": actor.weight,
+        **({} if actor.condition is None else {"condition": actor.condition}),
     }
     partial = out / "advantages.parquet.partial"
     pd.DataFrame(table).to_parquet(partial, index=False)
     os.replace(partial, out / "advantages.parquet")
-    return advantage_metrics(frames, evaluation, actor)
 
 
-def advantage_metrics(frames: Frames, evaluation: Evaluation, actor: ActorRows) -> dict[str, float]:
+def advantage_metrics(
+    frames: Frames, value: Float32[np.ndarray, "N"], advantage: Float32[np.ndarray, "N"], actor: ActorRows
+) -> dict[str, float]:
     """Effective sample size, and by source the mean advantage and the share of the weight."""
     weight = actor.weight.astype(np.float64)
     metrics = {
         "effective_samples": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
-        "spread_data": evaluation.spread_data,
-        "spread_samples": evaluation.spread_samples,
-        "value": float(evaluation.value.mean()),
+        "value": float(value.mean()),
     }
     for source in Source:
         mine = frames.source == source
         if mine.any():
-            metrics[f"advantage_{source.name.lower()}"] = float(evaluation.advantage[mine].mean())
+            metrics[f"advantage_{source.name.lower()}"] = float(advantage[mine].mean())
             metrics[f"weight_{source.name.lower()}"] = float(weight[mine].sum() / weight.sum())
     return metrics

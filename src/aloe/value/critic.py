@@ -66,9 +66,12 @@ class Observations:
 
 
 class ChunkCritic(nn.Module):
-    """Q_1..Q_K of a chunk, or with `shape.horizon == 0` the state values V_1..V_K."""
+    """Q_1..Q_K of a chunk, or with `shape.horizon == 0` the state values V_1..V_K.
 
-    def __init__(self, config: CriticConfig, shape: ObservationShape) -> None:
+    `outputs`: numbers at each readout; the logits of as many bins where the value is a distribution.
+    """
+
+    def __init__(self, config: CriticConfig, shape: ObservationShape, outputs: int = 1) -> None:
         super().__init__()
         self.shape = shape
         width = config.width
@@ -84,11 +87,11 @@ class ChunkCritic(nn.Module):
         )
         self.trunk = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1)) for _ in range(config.critics)
+            nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)) for _ in range(config.critics)
         )
 
     def forward(self, observations: Observations, action: Float[Tensor, "B H A"] | None = None) -> Float[Tensor, "B K"]:
-        """Values of one normalised chunk per observation.
+        """Values of one normalised chunk per observation: (B, K), or (B, K * outputs).
 
         Raises:
             ValueError: the chunk has another length or width than the critic was made for.

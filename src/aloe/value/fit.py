@@ -23,7 +23,7 @@ from aloe.returns import Aggregation, aggregate, chunk_td_target
 from aloe.training import Log, cosine_rate, generator_for, load_state, save_state, set_rate
 from aloe.value.critic import ChunkCritic, Observations
 
-Bootstrap = Literal["policy", "in-sample", "monte-carlo"]
+Bootstrap = Literal["policy", "best-of", "in-sample", "monte-carlo"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,11 @@ class FitConfig:
     polyak: float = 0.005
     """Share of the online weights that enters the target weights at each step. (Paper: 0.005.)"""
     bootstrap: Bootstrap = "policy"
-    """What stands for V(s_{t+H}) in the target: the value of chunks sampled from the current policy (paper), an expectile
-    over the data's own chunks (IQL), or nothing, the target being the Monte Carlo return."""
+    """What stands for V(s_{t+H}) in the target: the mean value of chunks sampled from the current policy (paper), the best
+    of them (Q-chunking), an expectile over the data's own chunks (IQL), or nothing, the target being the Monte Carlo
+    return."""
     target_samples: int = 2
-    """m: policy samples averaged in the target, of the M that were drawn."""
+    """m: policy samples in the target, of the M that were drawn."""
     target_aggregation: Aggregation = "min"
     """From K critics to one value, in the target."""
     advantage_aggregation: Aggregation = "min"
@@ -184,7 +185,7 @@ def critic_step(
     target = td_target(state, data, batch, config, discount)
     q = state.critic(observations, chunk)
     loss = critic_loss(q, target)
-    _descend(state.optimizer, state.critic, loss, rate, config.clip_norm)
+    descend(state.optimizer, state.critic, loss, rate, config.clip_norm)
     metrics = {
         "loss": loss.detach(),
         "q": q.detach().mean(),
@@ -195,7 +196,7 @@ def critic_step(
         with torch.no_grad():
             better = aggregate(state.target(observations, chunk), config.target_aggregation, config.std_weight)
         value_loss = expectile_loss(state.value(observations).mean(-1), better, config.expectile)
-        _descend(state.value_optimizer, state.value, value_loss, rate, config.clip_norm)
+        descend(state.value_optimizer, state.value, value_loss, rate, config.clip_norm)
         metrics["value_loss"] = value_loss.detach()
     with torch.no_grad():
         for slow, fast in zip(state.target.parameters(), state.critic.parameters(), strict=True):
@@ -222,16 +223,17 @@ def td_target(
     match config.bootstrap:
         case "monte-carlo":
             return torch.from_numpy(windows.monte_carlo[batch])
-        case "policy" | "in-sample":
+        case "policy" | "best-of" | "in-sample":
             bootstraps = windows.bootstraps[batch]
             following = windows.next_frame[batch[bootstraps]]
             next_value = torch.zeros(len(batch))
             if len(following):
                 observations = data.observations(following)
-                if config.bootstrap == "policy":
+                if config.bootstrap != "in-sample":
                     chunks = data.sampled(following, slice(0, config.target_samples))
                     q = state.target.of_samples(observations, chunks)
-                    value = aggregate(q, config.target_aggregation, config.std_weight).mean(-1)
+                    each = aggregate(q, config.target_aggregation, config.std_weight)
+                    value = each.mean(-1) if config.bootstrap == "policy" else each.amax(-1)
                 else:
                     assert state.value is not None, "the in-sample bootstrap needs a state value"
                     value = state.value(observations).mean(-1)
@@ -247,7 +249,7 @@ def td_target(
             assert_never(config.bootstrap)
 
 
-def _descend(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, rate: float, clip_norm: float) -> None:
+def descend(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor, rate: float, clip_norm: float) -> None:
     set_rate(optimizer, rate)
     optimizer.zero_grad()
     loss.backward()

@@ -53,14 +53,12 @@ class TinyVLAConfig(PreTrainedConfig):
             raise ValueError(f"n_action_steps must lie in 1..chunk_size ({self.chunk_size}), not {self.n_action_steps}")
 
     def validate_features(self) -> None:
-        if not self.image_features:
-            raise ValueError("tiny_vla needs at least one camera: a feature named observation.images.<camera>")
         if self.robot_state_feature is None:
             raise ValueError("tiny_vla needs proprioception: a feature named observation.state")
         if self.action_feature is None:
             raise ValueError("tiny_vla needs a feature named action")
         shapes = {feature.shape for feature in self.image_features.values()}
-        if len(shapes) != 1 or any(f.type is not FeatureType.VISUAL for f in self.image_features.values()):
+        if len(shapes) > 1 or any(f.type is not FeatureType.VISUAL for f in self.image_features.values()):
             raise ValueError(f"all cameras of tiny_vla must share one size, not {sorted(shapes)}")
 
     def get_optimizer_preset(self) -> AdamWConfig:

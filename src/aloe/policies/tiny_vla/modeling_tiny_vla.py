@@ -90,7 +90,7 @@ class TinyVLAPolicy(PreTrainedPolicy):
         self.config: TinyVLAConfig = config
         self.action_dim = config.action_feature.shape[0]
         self.cameras = list(config.image_features)
-        self.vision_tower = VisionTower(config.vision_width, config.keypoints)
+        self.vision_tower = VisionTower(config.vision_width, config.keypoints)  # idle where there is no camera
         self.language = nn.Sequential(nn.Linear(LANGUAGE_DIM, 32), nn.SiLU())
         seen = len(self.cameras) * self.vision_tower.feature_dim + config.robot_state_feature.shape[0] + 32
         self.fuse = nn.Sequential(
@@ -116,6 +116,8 @@ class TinyVLAPolicy(PreTrainedPolicy):
         for camera in self.cameras:
             if camera not in batch:
                 raise ValueError(f"the batch lacks {camera}, which this policy was made for; rename a camera?")
+        if not self.cameras:
+            return batch[OBS_STATE].new_zeros(len(batch[OBS_STATE]), 0, self.feature_dim)
         images = torch.stack([batch[camera] for camera in self.cameras], 1)  # (B, C, 3, h, w)
         if self.training and self.config.image_shift:
             images = random_shift(images, self.config.image_shift, generator)
@@ -132,13 +134,27 @@ class TinyVLAPolicy(PreTrainedPolicy):
     ) -> Float[Tensor, "B H A"]:
         return self.flow_head(x_t, time, prefix)
 
-    def denoise(self, noise: Float[Tensor, "B H A"], prefix: Float[Tensor, "B W"]) -> Float[Tensor, "B H A"]:
-        """Euler integration of the velocity from noise (t = 1) to actions (t = 0)."""
+    def denoise(
+        self,
+        noise: Float[Tensor, "B H A"],
+        prefix: Float[Tensor, "B W"],
+        unconditional: Float[Tensor, "B W"] | None = None,
+        guidance: float = 1.0,
+    ) -> Float[Tensor, "B H A"]:
+        """Euler integration of the velocity from noise (t = 1) to actions (t = 0).
+
+        With the prefix of an `unconditional` instruction the velocity is v_u + guidance * (v - v_u), classifier-free
+        guidance (Ho & Salimans 2022).
+        """
         x_t = noise
         step = 1 / self.config.num_flow_steps
         for k in range(self.config.num_flow_steps):
             time = torch.full(noise.shape[:1], 1 - k * step, dtype=noise.dtype, device=noise.device)
-            x_t = x_t - step * self.velocity(x_t, time, prefix)
+            velocity = self.velocity(x_t, time, prefix)
+            if unconditional is not None:
+                plain = self.velocity(x_t, time, unconditional)
+                velocity = plain + guidance * (velocity - plain)
+            x_t = x_t - step * velocity
         return x_t
 
     # -- LeRobot's interface ------------------------------------------------------------------------------------------

@@ -1,0 +1,52 @@
+"""AWR: weight every action by how much better it turned out than the buffer's average from that state (Peng et al. 2019).
+
+    A(s_t, a_t) = G_t - V(s_t),     G_t the Monte Carlo return,     V by cross entropy over 256 bins of G
+    w           = exp(clip(A / beta, -eps, +eps))
+    L           = E over the whole buffer of w * || (noise - a) - v_theta(a_t, s, l) ||^2
+
+V is the value of whoever acted in the buffer, demonstrators and old policies together, not of the current policy: that is
+the difference to ALOE. Value: `aloe.value.distribution`.
+
+Where this departs from the paper: beta is the standard deviation of A and A / beta is clipped on both sides, as for
+ALOE here (AWR: fixed beta, weights cut at 20), so that the two differ in nothing but the advantage.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+
+from aloe.experience.windows import Windows
+from aloe.losses import advantage_weight
+from aloe.policies.train import ActorRows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AwrConfig:
+    """From returns to weights."""
+
+    bins: int = 256
+    """Bins of the value's distribution. (ALOE's paper, for this baseline: 256.)"""
+    beta_scale: float = 1.0
+    """beta in standard deviations of the advantage; smaller is sharper."""
+    clip: float = 3.0
+    """eps: A / beta is clipped to [-eps, eps]."""
+
+    def __post_init__(self) -> None:
+        if self.bins < 2 or self.beta_scale <= 0 or self.clip <= 0:
+            raise ValueError("awr needs at least 2 bins, and beta_scale and clip must be positive")
+
+
+def advantages(windows: Windows, value: Float32[ndarray, "N"]) -> Float32[ndarray, "N"]:
+    """A = G - V at every window; 0 where the return is not known."""
+    return np.where(windows.ended, windows.monte_carlo - value, 0).astype(np.float32)
+
+
+def actor_rows(windows: Windows, value: Float32[ndarray, "N"], config: AwrConfig) -> ActorRows:
+    """Every window whose return is known, with its weight."""
+    advantage = torch.from_numpy(advantages(windows, value))
+    beta = config.beta_scale * float(advantage[torch.from_numpy(windows.ended)].std(correction=0))
+    weight = np.where(windows.ended, advantage_weight(advantage, beta, config.clip).numpy(), 0).astype(np.float32)
+    return ActorRows(rows=np.flatnonzero(windows.ended), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
