@@ -1,4 +1,4 @@
-"""How far predicted values are from the returns that came of it. Arrays in, numbers out; NaN where a number is undefined."""
+"""How far predicted values are from the returns that came of it. Arrays in, numbers out; NaN where one is undefined."""
 
 from dataclasses import dataclass
 

@@ -50,14 +50,16 @@ def warnings_of(numbers: Mapping[str, float | None], return_range: float) -> lis
             f"values of fresh episodes are too {how} by {abs(bias):.2f} on average, {abs(bias) / return_range:.0%} of the "
             f"range of returns: they say little about how good the policy is; try {remedy}"
         )
-    if number("value_rank_correlation") < RANK_CORRELATION:
+    correlation = number("value_rank_correlation")
+    if correlation < RANK_CORRELATION:
         said.append(
-            f"values do not follow the returns of fresh episodes (rank correlation {number('value_rank_correlation'):.2f}): "
+            f"values do not follow the returns of fresh episodes (rank correlation {correlation:.2f}): "
             "advantages may be noise; train the critics longer (--fit.steps), or collect more episodes"
         )
-    if number("spread_executed") < COLLAPSED_SPREAD * return_range:
+    spread = number("spread_executed")
+    if spread < COLLAPSED_SPREAD * return_range:
         said.append(
-            f"the critics agree almost exactly (spread {number('spread_executed'):.4f}): min over them is no pessimism, and "
+            f"the critics agree almost exactly (spread {spread:.4f}): min over them is no pessimism, and "
             "their spread says nothing about their error; use more --critic.critics"
         )
     share = number("effective_share")

@@ -1,6 +1,6 @@
 """Do predictions put things into the right order, and what does it cost to trust them? Arrays in, numbers out.
 
-Spearman's correlation and regret@k are the measures of the DOPE benchmark (Fu et al. 2021, arXiv 2103.16596, section 3.2).
+Spearman's correlation and regret@k are the measures of the DOPE benchmark (Fu et al. 2021, arXiv 2103.16596).
 NaN says that a number is not defined: a correlation where one side is constant, for example.
 """
 
@@ -35,8 +35,8 @@ def regret(predicted: Shaped[ndarray, "N"], true: Shaped[ndarray, "N"], k: int =
 
         regret@k = (max_n true_n - max_{n in top-k of predicted} true_n) / (max_n true_n - min_n true_n)
 
-    Normalised by the range of the true values, as DOPE does for its plots: 0 is a perfect choice, 1 the worst there is. Where
-    all true values are equal any choice is perfect. Equal predictions are taken in their order.
+    Normalised by the range of the true values: 0 is a perfect choice, 1 the worst there is.
+    Where all true values are equal any choice is perfect. Equal predictions are taken in their order.
 
     Raises:
         ValueError: `k` is not between 1 and the number of values.

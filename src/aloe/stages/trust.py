@@ -1,7 +1,7 @@
 """How far a round's critic can be trusted, as a stage: judged on fresh episodes of the policy that it evaluated.
 
-The critic of round n was trained under policy n - 1. The evaluation episodes of that policy were never trained on; the first
-of them are recorded in `rounds/<n - 1>/fresh/`, a store like any other. What the numbers mean is in docs/trust.md.
+The critic of round n was trained under policy n - 1. The evaluation episodes of that policy were never trained on; the
+first of them are recorded in `rounds/<n - 1>/fresh/`, a store like any other. What the numbers mean is in docs/trust.md.
 """
 
 import json
