@@ -34,7 +34,7 @@ class Config:
 class NoisePolicy:
     """Plays its flow noise."""
 
-    chunk_shape = (8, ACTION_DIM)
+    chunk_shape = noise_shape = (8, ACTION_DIM)
 
     def __call__(self, images, state, tasks, noise):
         return np.clip(0.3 * noise, -1.0, 1.0)

@@ -468,7 +468,7 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
     if config.policy.path is not None and not RunFolder(output_dir).policy(0).exists():
         bundle = PolicyBundle.load(config.policy.path)
         stages.check_fits_world(bundle, config.world)
-        check_sees_all(bundle, config.world.cameras)
+        check_sees_all(bundle, config.world.camera_sizes)
         horizon = chunk_shape(bundle.policy)[0]
         if horizon != config.window.horizon:
             raise ValueError(

@@ -351,3 +351,24 @@ def test_one_dimensional_state_and_action_keep_their_axis(tmp_path: Path, make_e
     episode = make_episode(state=column, action=-column, proposed_action=np.full((6, 1), np.nan, np.float32))
     store.append(episode)
     check_frames(ExperienceStore.open(store.root).columns(), [episode])
+
+
+@pytest.mark.parametrize("video", [False, True])
+def test_store_without_cameras_is_a_dataset_like_any_other(
+    tmp_path: Path, make_episode: MakeEpisode, video: bool
+) -> None:
+    store = ExperienceStore.create(tmp_path / "blind", cameras={}, state_dim=5, action_dim=3, fps=20, video=video)
+    episodes = [make_episode(seed, images={}) for seed in range(3)]
+    for episode in episodes[:2]:
+        store.append(episode)
+    again = ExperienceStore.open(store.root)
+    again.append(episodes[2])
+    assert again.cameras == {}
+    assert again.pictures(0) == {}
+    check_frames(again.columns(), episodes)
+    dataset = LeRobotDataset("local/blind", root=store.root)
+    assert len(dataset) == sum(episode.steps for episode in episodes)
+    assert dataset.meta.camera_keys == []
+    np.testing.assert_array_equal(dataset[1]["observation.state"], episodes[0].state[1])
+    with pytest.raises(ValueError, match=r"the episode has cameras \['top', 'wrist'\], the store \[\]"):
+        again.append(make_episode(3))

@@ -16,7 +16,7 @@ def world():
     world.close()
 
 
-def flee(decision, pictures, state):
+def flee(decision, instruction, pictures, state):
     """Moves away from every goal, one distinct third of a step for each action of the chunk."""
     return np.array([[0.0, -1.5, -1.0, 0.1 * k] for k in range(4)], np.float32)
 
@@ -54,10 +54,10 @@ def test_only_the_executed_part_of_a_chunk_is_played(world):
 def test_policy_is_asked_once_for_each_executed_stretch_and_sees_the_present_state(world):
     seen = []
 
-    def ask(decision, pictures, state):
+    def ask(decision, instruction, pictures, state):
         assert list(pictures) == ["topview"]
         seen.append((decision, state))
-        return flee(decision, pictures, state)
+        return flee(decision, instruction, pictures, state)
 
     episode = play(world, ask=ask)
     assert [decision for decision, _ in seen] == list(range(7))  # 20 steps in stretches of 3

@@ -22,7 +22,7 @@ HUMAN = HumanConfig(patience_steps=5, min_progress=1.0, reaction_delay_steps=1, 
 class Wanderer:
     """A policy that uses all that it is given: noise, state and pictures, each of its own row. May dawdle."""
 
-    chunk_shape = (6, 4)
+    chunk_shape = noise_shape = (6, 4)
 
     def __init__(self, pauses=None):
         self.pauses = pauses
@@ -128,7 +128,7 @@ def test_policy_that_raises_leaves_the_pool_usable(pool):
     def raising(images, state, tasks, noise):
         raise ZeroDivisionError
 
-    raising.chunk_shape = (6, 4)
+    raising.chunk_shape = raising.noise_shape = (6, 4)
     with pytest.raises(ZeroDivisionError):
         list(pool.play(REQUESTS, raising, execute=3, policy_version=0))
     assert len(play(pool, REQUESTS[:2])) == 2
@@ -138,7 +138,7 @@ def test_policy_that_returns_nan_is_named_as_the_culprit(pool):
     def diverged(images, state, tasks, noise):
         return noise * np.nan
 
-    diverged.chunk_shape = (6, 4)
+    diverged.chunk_shape = diverged.noise_shape = (6, 4)
     with pytest.raises(ValueError, match="the policy returned NaN"):
         list(pool.play(REQUESTS, diverged, execute=3, policy_version=0))
 

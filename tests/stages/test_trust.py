@@ -203,6 +203,16 @@ def test_takeovers_are_compared_within_the_round_that_the_policy_played():
     assert numbers == {"takeovers_compared": 1, "takeover_value_difference": -1.0, "takeover_auc": 0.75}
 
 
+def test_a_takeover_is_not_compared_with_episodes_of_another_task():
+    frames = a_frames(
+        episode=[0, 0, 1, 1], source=[Source.POLICY, Source.HUMAN, Source.POLICY, Source.POLICY], version=[0] * 4
+    )
+    value = np.array([-2, -2, -1, -1], np.float32)
+    assert takeover_numbers(value, frames, version=0)["takeovers_compared"] == 1
+    other = replace(frames, task_index=np.array([1, 1, 0, 0]), tasks=["a task", "another"])
+    assert takeover_numbers(value, other, version=0)["takeovers_compared"] == 0
+
+
 def test_credit_looks_at_failed_episodes_whose_failure_is_known():
     frames = a_frames(episode=[0, 0, 0, 1, 1, 2, 2], source=[Source.POLICY] * 7, version=[0] * 7)
     value = np.array([0, 0, -1, 0, -1, 0, -1], np.float32)

@@ -100,3 +100,41 @@ def test_close_can_be_called_twice():
     world.pictures()
     world.close()
     world.close()
+
+
+def test_state_observations_are_metaworlds_present_step_and_goal_and_nothing_is_rendered():
+    world = MetaWorld(MetaWorldConfig(task="peg-insert-side-v3", observations="state"))
+    for seed in (1, 2):
+        world.reset(seed=seed)
+        state = world.step(world.expert_action())[0]["observation.state"]
+        peg, goal = world._scene.sim.data.site("pegGrasp").xpos, world._scene.sim._target_pos
+        assert state.shape == (21,)
+        np.testing.assert_allclose(state[4:7], peg, atol=1e-6)
+        np.testing.assert_array_equal(state[11:18], 0)  # there is no second object
+        np.testing.assert_allclose(state[18:], goal, atol=1e-6)
+        assert world.pictures() == {}
+    assert world._scene.renderer is None
+    assert set(world.observation_space) == {"observation.state"}
+
+
+def test_state_without_the_goal_is_the_same_but_for_its_end():
+    def states(goal_in_state):
+        world = MetaWorld(MetaWorldConfig(task="reach-v3", observations="state", goal_in_state=goal_in_state))
+        first = world.reset(seed=1)[0]["observation.state"]
+        return np.stack([first, world.step(world.expert_action())[0]["observation.state"]])
+
+    with_goal, without = states(True), states(False)
+    assert (with_goal.shape, without.shape) == ((2, 21), (2, 18))
+    np.testing.assert_array_equal(with_goal[:, :18], without)
+
+
+def test_config_says_what_will_be_seen():
+    seen = MetaWorldConfig(cameras=("topview", "corner"), image_size=32)
+    assert (seen.state_dim, seen.camera_sizes) == (4, {"topview": (32, 32), "corner": (32, 32)})
+    assert MetaWorldConfig(observations="state").camera_sizes == {}
+    assert MetaWorldConfig(observations="state", cameras=()).state_dim == 21
+    assert MetaWorldConfig(observations="state", goal_in_state=False).state_dim == 18
+    with pytest.raises(ValueError, match="observations='state'"):
+        MetaWorldConfig(cameras=())
+    with pytest.raises(ValueError, match="pictures or state, not 'both'"):
+        MetaWorldConfig(observations="both")

@@ -90,19 +90,20 @@ class Takeovers:
 
 def takeovers(
     value: Shaped[ndarray, "N"],
-    step: Shaped[ndarray, "N"],
+    moment: Shaped[ndarray, "N"],
     before: Sequence[Shaped[ndarray, "B"]],
     usual: Shaped[ndarray, "N"],
 ) -> Takeovers:
     """Compares each takeover with the episodes that needed none.
 
-    value, step: of every state: its value, and its step number within its episode.
+    value, moment: of every state: its value, and a number that two states share if they are to be compared (their step
+    within the episode, with the task where there are several).
     before: rows of the last few states before each takeover.
     usual: bool, whether a state belongs to an episode without takeover.
     """
     differences, chances = [], []
     for rows in before:
-        compared = [(value[row], value[usual & (step == step[row])]) for row in rows]
+        compared = [(value[row], value[usual & (moment == moment[row])]) for row in rows]
         compared = [(mine, others) for mine, others in compared if len(others)]
         if compared:
             differences.append(np.mean([mine - others.mean() for mine, others in compared]))

@@ -1,6 +1,6 @@
 """The columns of the store: on disk the features of a LeRobot v3 dataset, in memory `Frames`.
 
-    observation.images.<camera>  image or video (h, w, 3)   what was seen before the action
+    observation.images.<camera>  image or video (h, w, 3)   what was seen before the action; any number of cameras
     observation.state            float32 (S,)
     action                       float32 (A,)   the action that was executed
     proposed_action              float32 (A,)   what the policy had proposed; else the same as `action`
@@ -99,11 +99,11 @@ def features(
 ) -> dict[str, dict[str, Any]]:
     """The columns as LeRobot's `features`, without those that LeRobot adds itself.
 
-    cameras: name -> (h, w) in pixels.  video: pictures as mp4 (smaller, lossy) instead of PNG (lossless).
+    cameras: name -> (h, w) in pixels; may be empty.  video: pictures as mp4 (smaller, lossy) instead of PNG (lossless).
     Raises ValueError for a camera that LeRobot could not name or that has no pixels.
     """
-    if not cameras or state_dim < 1 or action_dim < 1:
-        raise ValueError(f"needs a camera, a state and an action; got {cameras=}, {state_dim=}, {action_dim=}")
+    if state_dim < 1 or action_dim < 1:
+        raise ValueError(f"needs a state and an action; got {state_dim=}, {action_dim=}")
     for camera, (h, w) in cameras.items():
         if not camera or "/" in camera or h < 1 or w < 1:
             raise ValueError(f"camera {camera!r} of {h} x {w} pixels: a name without '/' and a size are needed")
@@ -136,8 +136,6 @@ def check_features(dataset_features: dict[str, dict[str, Any]]) -> None:
     """Raise ValueError unless a dataset's features are those of a store; names the column and the remedy."""
     remedy = "make a store with ExperienceStore.create() and append the episodes of this dataset to it"
     cameras = cameras_of(dataset_features)
-    if not cameras:
-        raise ValueError(f"the dataset has no camera: no image or video column {IMAGES}<camera>; {remedy}")
     for key in (STATE, ACTION, PROPOSED_ACTION, *SCALARS):
         if key not in dataset_features:
             raise ValueError(f"the dataset has no column {key!r}, which ALOE needs; {remedy}")

@@ -14,8 +14,8 @@ from aloe.worlds.metaworld import ACTION_DIM, MetaWorld
 
 Stage = Literal["demonstrate", "collect", "evaluate"]
 
-AskPolicy = Callable[[int, dict[str, UInt8[ndarray, "h w 3"]], Float32[ndarray, "S"]], Float32[ndarray, "H A"]]
-"""(decision number, pictures by camera, state) -> the actions that the policy proposes from here."""
+AskPolicy = Callable[[int, str, dict[str, UInt8[ndarray, "h w 3"]], Float32[ndarray, "S"]], Float32[ndarray, "H A"]]
+"""(decision number, instruction, pictures by camera, state) -> the actions that the policy proposes from here."""
 
 _STAGES: Final[dict[str, int]] = {"demonstrate": 0, "collect": 1, "evaluate": 2}
 _MAX_EPISODES: Final = 2**16
@@ -46,7 +46,7 @@ def episode_seeds(run_seed: int, stage: Stage, n: int, *, round_index: int = 0) 
     return [number << 30 | (offset + (factor | 1) * (first + i)) % 2**30 for i in range(n)]
 
 
-def decision_noise(seed: int, decision: int, shape: tuple[int, int]) -> Float32[ndarray, "H A"]:
+def decision_noise(seed: int, decision: int, shape: tuple[int, ...]) -> Float32[ndarray, "..."]:
     """The flow noise of one decision: a function of the episode's seed and the decision's number alone."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_NOISE_STREAM, decision)))
     return rng.standard_normal(shape, dtype=np.float32)
@@ -56,6 +56,7 @@ def play_episode(
     world: MetaWorld,
     *,
     seed: int,
+    task: int = 0,
     ask: AskPolicy | None,
     execute: int,
     human: Human | None,
@@ -63,20 +64,20 @@ def play_episode(
     policy_version: int,
     demo_noise: float = 0.0,
 ) -> Episode:
-    """Plays one episode to its end.
+    """Plays one episode of the world's `task`-th task to its end.
 
     Without `ask` the world's scripted expert demonstrates. Otherwise the policy is asked for a chunk,
     `execute` of its actions are played, and so on, until success, time-out or the human's cut. The cut ends
     the policy's fragment as a failure; the human then has a full time of its own. Pictures are rendered where
     the policy looks, and with `record` at every step.
     """
-    tape = _Tape(world.config.instruction, seed)
+    observation, info = world.reset(seed=seed, options={"task": task})
+    tape = _Tape(info["task"], seed)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_HAND_STREAM,)))
     if human is not None:
         human.reset(rng)
-    policy = None if ask is None else _ChunkPlayer(ask, execute)
+    policy = None if ask is None else _ChunkPlayer(ask, info["task"], execute)
     source = Source.DEMO if policy is None else Source.POLICY
-    observation, _ = world.reset(seed=seed)
     while True:
         state = observation["observation.state"]
         proposed = np.full(ACTION_DIM, np.nan, np.float32)
@@ -116,8 +117,9 @@ def play_episode(
 class _ChunkPlayer:
     """Plays the first `execute` actions of a chunk, then asks for the next."""
 
-    def __init__(self, ask: AskPolicy, execute: int) -> None:
+    def __init__(self, ask: AskPolicy, instruction: str, execute: int) -> None:
         self._ask = ask
+        self._instruction = instruction
         self._execute = execute
         self._chunk: deque[Float32[ndarray, "A"]] = deque()
         self._decisions = 0
@@ -129,7 +131,7 @@ class _ChunkPlayer:
 
     def act(self, pictures: dict[str, UInt8[ndarray, "h w 3"]], state: Float32[ndarray, "S"]) -> ndarray:
         if not self._chunk:
-            self._chunk.extend(self._ask(self._decisions, pictures, state)[: self._execute])
+            self._chunk.extend(self._ask(self._decisions, self._instruction, pictures, state)[: self._execute])
             self._decisions += 1
         return self._chunk.popleft()
 

@@ -6,11 +6,16 @@ until a time of its own, as long as the policy's, has run out.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
+
+FAILING_NOISE: Final = 2.0
+"""Standard deviation of the noise on the actions of a correction that goes wrong. With it, Meta-World's experts
+succeed in 0 of 10 episodes of peg-insert-side and assembly, 1 of faucet-open, 3 of button-press-topdown (and 8 of
+reach, where to wander about is enough)."""
 
 
 @runtime_checkable
@@ -62,6 +67,12 @@ class HumanConfig:
     """Chance not to notice, drawn at each occasion. A missed standstill is one again after as long a wait."""
     action_noise: float = 0.0
     """Standard deviation of the noise on the human's actions, in the world's units (-1 to 1)."""
+    failure_probability: float = 0.0
+    """Chance that a correction goes wrong, drawn at each take-over: the hand's noise is then `FAILING_NOISE`, so
+    that it usually achieves nothing until its time is out."""
+    takeovers: int | None = None
+    """Attention: take-overs that a round of collection may take; None: no limit. They are split over the workers,
+    and nobody watches a worker whose share is used up."""
 
     def __post_init__(self) -> None:
         if self.patience_steps is not None and self.patience_steps < 1:
@@ -74,6 +85,34 @@ class HumanConfig:
             raise ValueError("min_progress must be positive: otherwise standing still would count as progress")
         if self.reaction_delay_steps < 0 or self.action_noise < 0.0:
             raise ValueError("reaction_delay_steps and action_noise must not be negative")
+        if not 0.0 <= self.failure_probability <= 1.0:
+            raise ValueError(f"failure_probability must lie in [0, 1], not {self.failure_probability}")
+        if self.takeovers is not None and self.takeovers < 0:
+            raise ValueError("takeovers must not be negative; None: no limit")
+
+
+GRADES: Final[dict[str, HumanConfig]] = {
+    "expert": HumanConfig(reaction_delay_steps=0),
+    "ordinary": HumanConfig(
+        reaction_delay_steps=4, miss_probability=0.15, action_noise=0.1, failure_probability=0.1, takeovers=10
+    ),
+    "novice": HumanConfig(
+        reaction_delay_steps=8, miss_probability=0.3, action_noise=0.2, failure_probability=0.3, takeovers=10
+    ),
+}
+"""How good the human is. The expert is flawless and watches without end. The others have the same attention, one
+take-over for every three episodes of a round of 30, and differ in skill: they react after 0.2 s and 0.4 s (at 50 ms
+a step), overlook some failures, and their hand is unsteady; at a noise of 0.3 Meta-World's expert fails in 9 of 10
+episodes of assembly."""
+
+
+def takeover_shares(budget: int, workers: int) -> list[int]:
+    """A round's take-overs, split over the workers: `budget // workers` each, the remainder to the first.
+
+    A worker always plays the same episodes, so that with a share of its own which episodes are watched does not
+    depend on which worker is the faster.
+    """
+    return [budget // workers + (worker < budget % workers) for worker in range(workers)]
 
 
 class ScriptedHuman:
@@ -89,16 +128,22 @@ class ScriptedHuman:
         self._waiting_since = 0
         self._was_late = False
         self._comes_at: int | None = None
+        self._fails = False
 
     def wants_control(self, step: int, world: Teachable) -> bool:
         if self._comes_at is None and self._occasion(step, world.progress()):
             noticed = self._rng.random() >= self.config.miss_probability
             if noticed:
                 self._comes_at = step + self.config.reaction_delay_steps
-        return self._comes_at is not None and step >= self._comes_at
+        if self._comes_at is None or step < self._comes_at:
+            return False
+        chance = self.config.failure_probability
+        self._fails = chance > 0.0 and self._rng.random() < chance
+        return True
 
     def act(self, world: Teachable) -> Float32[ndarray, "A"]:
-        return noisy(world.expert_action(), self.config.action_noise, self._rng)
+        std = FAILING_NOISE if self._fails else self.config.action_noise
+        return noisy(world.expert_action(), std, self._rng)
 
     def _occasion(self, step: int, progress: float) -> bool:
         config = self.config

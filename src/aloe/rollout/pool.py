@@ -33,7 +33,7 @@ from aloe.rollout.collect import decision_noise
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.wire import Message, receive, send, unpack
 from aloe.types import NO_POLICY, Episode
-from aloe.worlds.metaworld import STATE_DIM, MetaWorldConfig
+from aloe.worlds.metaworld import MetaWorldConfig
 
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
 """Where `aloe` was imported from: the workers must import the same one."""
@@ -53,12 +53,17 @@ class ChunkPolicy(Protocol):
         """(H, A)."""
         ...
 
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise of one decision: (H, A), or (N, H, A) of a policy that chooses among N samples."""
+        ...
+
     def __call__(
         self,
         images: dict[str, UInt8[ndarray, "W h w 3"]],
         state: Float32[ndarray, "W S"],
         tasks: list[str],
-        noise: Float32[ndarray, "W H A"],
+        noise: Float32[ndarray, "W ..."],
     ) -> Float32[ndarray, "W H A"]:
         """Actions in the world's units, by camera name, state and instruction.
 
@@ -75,6 +80,8 @@ class EpisodeRequest:
     """Its number within the stage; must survive a restart of it, because it decides which worker plays it."""
     seed: int
     """Seed of the world's reset and of everything else that is chance in this episode."""
+    task: int = 0
+    """Which of the world's `tasks` to play, by its place there."""
 
 
 class WorkerError(RuntimeError):
@@ -148,6 +155,7 @@ class WorldPool:
         *,
         execute: int = 1,
         human: HumanConfig | None = None,
+        takeovers: Sequence[int] | None = None,
         record: bool = True,
         policy_version: int = NO_POLICY,
         demo_noise: float = 0.0,
@@ -160,6 +168,8 @@ class WorldPool:
             policy: who plays; None: the world's scripted expert demonstrates.
             execute: actions of each chunk that are executed before the policy is asked again.
             human: who watches and takes over; None: nobody.
+            takeovers: how often the human may still take over, for each worker's episodes (`takeover_shares`);
+                once a share is used up, nobody watches that worker. Given exactly where `human.takeovers` is.
             record: whether to keep a picture of every step. Without it `Episode.images` is empty, and
                 pictures are rendered only where the policy looks, which is much faster.
             policy_version: what is written down as the version of the policy that plays.
@@ -176,6 +186,12 @@ class WorldPool:
             raise RuntimeError("the pool still plays: read or close the previous iterator first")
         if len({request.index for request in requests}) < len(requests):
             raise ValueError("every request needs an index of its own")
+        if any(not 0 <= request.task < len(self.world.tasks) for request in requests):
+            raise ValueError(f"a request's task must be one of the world's {len(self.world.tasks)}, counted from 0")
+        if (takeovers is None) != (human is None or human.takeovers is None):
+            raise ValueError("takeovers must say what is left of human.takeovers, and only of that")
+        if takeovers is not None and len(takeovers) != self.workers:
+            raise ValueError(f"takeovers needs one number for each of the {self.workers} workers, not {len(takeovers)}")
         if policy is None and (human is not None or policy_version != NO_POLICY):
             raise ValueError("a demonstration has no policy: leave human and policy_version at their defaults")
         if policy is not None:
@@ -193,13 +209,14 @@ class WorldPool:
             "policy_version": policy_version,
             "demo_noise": demo_noise,
         }
-        return self._play(requests, policy, order, progress)
+        return self._play(requests, policy, order, None if takeovers is None else list(takeovers), progress)
 
     def _play(
         self,
         requests: Sequence[EpisodeRequest],
         policy: ChunkPolicy | None,
         order: dict[str, Any],
+        left: list[int] | None,
         progress: str | None,
     ) -> Iterator[Episode]:
         self._settle()
@@ -215,13 +232,16 @@ class WorldPool:
         try:
             for request in requests:
                 while request.index not in done:
-                    self._hand_out(queues, playing, order)
+                    self._hand_out(queues, playing, order, left)
                     for slot in self._ready(playing.keys() - asks.keys(), block=not asks):
                         message = self._receive(slot, playing[slot])
                         if message.kind == "ask":
                             asks[slot] = message
                         else:
-                            done[playing.pop(slot).index] = unpack(message)
+                            episode = unpack(message)
+                            if left is not None:
+                                left[slot] -= episode.takeovers
+                            done[playing.pop(slot).index] = episode
                     if asks:
                         assert policy is not None
                         self._decide(policy, asks, playing)
@@ -239,12 +259,18 @@ class WorldPool:
                 self._abandon(slot)
 
     def _hand_out(
-        self, queues: list[deque[EpisodeRequest]], playing: dict[int, EpisodeRequest], order: dict[str, Any]
+        self,
+        queues: list[deque[EpisodeRequest]],
+        playing: dict[int, EpisodeRequest],
+        order: dict[str, Any],
+        left: list[int] | None,
     ) -> None:
         for slot, queue in enumerate(queues):
             if queue and slot not in playing:
                 playing[slot] = queue.popleft()
-                self._send(slot, "play", order | {"seed": playing[slot].seed})
+                human = order["human"] if left is None or left[slot] > 0 else None
+                own = {"seed": playing[slot].seed, "task": playing[slot].task, "human": human}
+                self._send(slot, "play", order | own)
 
     def _ready(self, slots: set[int], *, block: bool) -> list[int]:
         """Slots that have something to say. Waits for the first only if there is nothing else to do."""
@@ -252,19 +278,22 @@ class WorldPool:
         return sorted(slot_of[connection] for connection in wait(list(slot_of), None if block else 0))
 
     def _decide(self, policy: ChunkPolicy, asks: dict[int, Message], playing: dict[int, EpisodeRequest]) -> None:
-        """Calls the policy once for all who wait, and sends each its chunk."""
-        W, size, shape = self.workers, self.world.image_size, policy.chunk_shape
-        images = {camera: np.zeros((W, size, size, 3), np.uint8) for camera in self.world.cameras}
-        state = np.zeros((W, STATE_DIM), np.float32)
-        noise = np.zeros((W, *shape), np.float32)
+        """Calls the policy once for all who wait, and sends each its chunk. Rows that nobody waits for are zero,
+        under the first instruction."""
+        W = self.workers
+        images = {camera: np.zeros((W, h, w, 3), np.uint8) for camera, (h, w) in self.world.camera_sizes.items()}
+        state = np.zeros((W, self.world.state_dim), np.float32)
+        tasks = [self.world.instructions[0]] * W
+        noise = np.zeros((W, *policy.noise_shape), np.float32)
         for slot, ask in asks.items():
             for camera in images:
                 images[camera][slot] = ask.arrays[camera]
             state[slot] = ask.arrays["state"]
-            noise[slot] = decision_noise(playing[slot].seed, ask.fields["decision"], shape)
-        chunks = np.asarray(policy(images, state, [self.world.instruction] * W, noise), np.float32)
-        if chunks.shape != noise.shape:
-            raise ValueError(f"the policy returned actions of shape {chunks.shape}; it announced {noise.shape}")
+            tasks[slot] = ask.fields["task"]
+            noise[slot] = decision_noise(playing[slot].seed, ask.fields["decision"], policy.noise_shape)
+        chunks = np.asarray(policy(images, state, tasks, noise), np.float32)
+        if chunks.shape != (announced := (W, *policy.chunk_shape)):
+            raise ValueError(f"the policy returned actions of shape {chunks.shape}; it announced {announced}")
         for slot in asks:
             if not np.isfinite(chunks[slot]).all():
                 raise ValueError("the policy returned NaN or infinite actions; it has probably diverged in training")

@@ -37,8 +37,8 @@ def main() -> None:
 def serve(connection: Connection) -> None:
     """Builds the world that the first message describes, then plays what is asked for."""
     fields = receive(connection).fields
-    fields["cameras"] = tuple(fields["cameras"])  # JSON knows only lists
-    world = MetaWorld(MetaWorldConfig(**fields))
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
+    world = MetaWorld(MetaWorldConfig(**fields | lists))
     try:
         send(connection, "ready")
         while True:
@@ -57,6 +57,7 @@ def _play(
     world: MetaWorld,
     *,
     seed: int,
+    task: int,
     has_policy: bool,
     execute: int,
     human: dict[str, Any] | None,
@@ -65,9 +66,9 @@ def _play(
     demo_noise: float,
 ) -> Episode:
     def ask(
-        decision: int, pictures: dict[str, UInt8[ndarray, "h w 3"]], state: Float32[ndarray, "S"]
+        decision: int, instruction: str, pictures: dict[str, UInt8[ndarray, "h w 3"]], state: Float32[ndarray, "S"]
     ) -> Float32[ndarray, "H A"]:
-        send(connection, "ask", {"decision": decision}, {**pictures, "state": state})
+        send(connection, "ask", {"decision": decision, "task": instruction}, {**pictures, "state": state})
         answer = receive(connection)
         if answer.kind == "abandon":
             raise Abandoned
@@ -79,6 +80,7 @@ def _play(
     return play_episode(
         world,
         seed=seed,
+        task=task,
         ask=ask if has_policy else None,
         execute=execute,
         human=watcher,

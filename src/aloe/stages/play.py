@@ -10,10 +10,10 @@ from aloe.evaluation.success import SuccessReport
 from aloe.experience.store import ExperienceStore
 from aloe.policies.flow import PolicyBundle, check_fits
 from aloe.rollout.collect import episode_seeds
-from aloe.rollout.human import HumanConfig
+from aloe.rollout.human import HumanConfig, takeover_shares
 from aloe.rollout.pool import ChunkPolicy, EpisodeRequest, WorldPool
 from aloe.types import Episode, Source
-from aloe.worlds.metaworld import ACTION_DIM, STATE_DIM, MetaWorldConfig
+from aloe.worlds.metaworld import ACTION_DIM, MetaWorldConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,39 +32,43 @@ class DemosConfig:
 
 def open_store(root: Path, world: MetaWorldConfig) -> ExperienceStore:
     """The store in `root`, made if there is none, checked against the world that is to be recorded."""
-    size = world.image_size
-    cameras = dict.fromkeys(world.cameras, (size, size))
+    cameras, state_dim = world.camera_sizes, world.state_dim
     if not (root / "meta" / "info.json").exists():
-        return ExperienceStore.create(root, cameras=cameras, state_dim=STATE_DIM, action_dim=ACTION_DIM, fps=world.fps)
+        return ExperienceStore.create(root, cameras=cameras, state_dim=state_dim, action_dim=ACTION_DIM, fps=world.fps)
     store = ExperienceStore.open(root)
-    if store.cameras != cameras or store.fps != world.fps:
+    if (store.cameras, store.state_dim, store.fps) != (cameras, state_dim, world.fps):
         raise ValueError(
-            f"{root} was recorded with cameras {store.cameras} at {store.fps} fps, the world has {cameras} at "
-            f"{world.fps} fps; use the same --world options, or another store"
+            f"{root} was recorded with cameras {store.cameras} and {store.state_dim} numbers of state at {store.fps} "
+            f"fps, the world has {cameras} and {state_dim} at {world.fps} fps; use the same --world options, or "
+            "another store"
         )
     return store
 
 
 def check_fits_world(bundle: PolicyBundle, world: MetaWorldConfig) -> None:
     """Raises ValueError unless the policy was made for pictures, states and actions like those of the world."""
-    cameras = dict.fromkeys(world.cameras, (world.image_size, world.image_size))
-    check_fits(bundle, f"the world {world.task}", cameras, STATE_DIM, ACTION_DIM)
+    check_fits(bundle, f"the world {world.task}", world.camera_sizes, world.state_dim, ACTION_DIM)
 
 
 def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, seed: int) -> None:
-    """Records until the store holds `config.episodes` successful demonstrations of the task; goes on from what is there.
+    """Records until the store holds `config.episodes` successful demonstrations of each task; goes on from what is there.
 
     Raises:
         ValueError: the expert fails far more often than it succeeds.
     """
-    frames = store.columns()
-    instruction = pool.world.instruction
-    task = frames.tasks.index(instruction) if instruction in frames.tasks else -1
-    mine = (frames.source == Source.DEMO) & (frames.task_index == task)
+    for task in range(len(pool.world.tasks)):
+        _demonstrate_task(store, pool, config, seed, task)
+
+
+def _demonstrate_task(store: ExperienceStore, pool: WorldPool, config: DemosConfig, seed: int, task: int) -> None:
+    frames, world = store.columns(), pool.world
+    instruction = world.instructions[task]
+    task_index = frames.tasks.index(instruction) if instruction in frames.tasks else -1
+    mine = (frames.source == Source.DEMO) & (frames.task_index == task_index)
     successes, tried = int((frames.success & mine).sum()), int(((frames.step == 0) & mine).sum())
     limit = 4 * config.episodes + 10
-    seeds = episode_seeds(seed, "demonstrate", limit)
-    requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(tried, limit)]
+    seeds = episode_seeds(seed, "demonstrate", limit * len(world.tasks))[task :: len(world.tasks)]
+    requests = [EpisodeRequest(index=i, seed=seeds[i], task=task) for i in range(tried, limit)]
     if successes >= config.episodes:
         return
     for episode in pool.play(requests, None, demo_noise=config.noise, progress="demonstrations"):
@@ -74,7 +78,7 @@ def demonstrate(store: ExperienceStore, pool: WorldPool, config: DemosConfig, se
         if successes == config.episodes:
             return
     raise ValueError(
-        f"the scripted expert succeeded in {successes} of {tried} episodes of {pool.world.task}; record into "
+        f"the scripted expert succeeded in {successes} of {tried} episodes of {world.tasks[task]}; record into "
         "another folder, with less noise on the demonstrations or a larger --world.max-steps"
     )
 
@@ -92,18 +96,36 @@ def collect(
     seed: int,
     round_index: int,
 ) -> None:
-    """Plays the policy under the human's eyes and records `episodes` episodes, of which `already` are in the store."""
-    seeds = episode_seeds(seed, "collect", episodes, round_index=round_index)
-    requests = [EpisodeRequest(index=i, seed=seeds[i]) for i in range(already, episodes)]
+    """Plays the policy under the human's eyes and records `episodes` episodes, of which `already` are in the store.
+
+    The tasks take turns. What the human's attention still allows follows from the episodes that are in the store, so
+    that a collection that was stopped goes on as if it had not been.
+    """
+    seeds, tasks = episode_seeds(seed, "collect", episodes, round_index=round_index), len(pool.world.tasks)
+    requests = [EpisodeRequest(index=i, seed=seeds[i], task=i % tasks) for i in range(already, episodes)]
+    takeovers = None
+    if human is not None and human.takeovers is not None:
+        taken = np.zeros(pool.workers, int)
+        np.add.at(taken, np.arange(already) % pool.workers, _takeovers(store, seeds[:already]))
+        takeovers = (np.array(takeover_shares(human.takeovers, pool.workers)) - taken).tolist()
     for episode in pool.play(
         requests,
         policy,
         execute=execute,
         human=human,
+        takeovers=takeovers,
         policy_version=version,
         progress="collect",
     ):
         store.append(episode)
+
+
+def _takeovers(store: ExperienceStore, seeds: list[int]) -> list[int]:
+    """How often the human took over in the recorded episode of each seed."""
+    frames = store.columns()
+    human = frames.source == Source.HUMAN
+    began = human & ~np.concatenate(([False], human[:-1] & (frames.episode[1:] == frames.episode[:-1])))
+    return [int(began[frames.seed == seed].sum()) for seed in seeds]
 
 
 def episodes_recorded(store: ExperienceStore, seed: int, round_index: int, episodes: int) -> int:
@@ -135,13 +157,13 @@ def measure(
     recorded: int = 0,
     keep: Callable[[Episode], None] | None = None,
 ) -> SuccessReport:
-    """Success of the policy alone over fixed seeds, the same for every version.
+    """Success of the policy alone over fixed seeds, the same for every version. The tasks take turns.
 
     keep: is given every episode as it ends; the first `recorded` of them come with their pictures, which changes nothing
     about how they are played.
     """
-    seeds = episode_seeds(seed, "evaluate", episodes)
-    requests = [EpisodeRequest(index=i, seed=s) for i, s in enumerate(seeds)]
+    seeds, tasks = episode_seeds(seed, "evaluate", episodes), len(pool.world.tasks)
+    requests = [EpisodeRequest(index=i, seed=s, task=i % tasks) for i, s in enumerate(seeds)]
     played = []
     for part, record in ((requests[:recorded], True), (requests[recorded:], False)):
         if not part:

@@ -204,7 +204,8 @@ def takeover_numbers(value: Float32[ndarray, "N"], frames: Frames, version: int)
             before.append(rows[max(0, human[0] - BEFORE_TAKEOVER) : human[0]])
         else:
             untouched[rows] = True
-    result = takeovers(value, frames.step, before, untouched)
+    moment = frames.task_index * (frames.step.max() + 1) + frames.step
+    result = takeovers(value, moment, before, untouched)
     return {
         "takeovers_compared": result.count,
         "takeover_value_difference": result.difference,

@@ -2,12 +2,15 @@
 
 What the policy may see is what a robot would see: the pictures, the gripper's own position and opening
 (4 numbers), and the instruction. The simulator's object state is used only by the scripted expert that
-plays the human, and never leaves the world.
+plays the human, and never leaves the world, unless fast studies ask for it in place of the pictures
+(`observations="state"`).
 """
 
 import os
+import warnings
 from dataclasses import dataclass
-from typing import Any, Final
+from difflib import get_close_matches
+from typing import Any, Final, Literal
 
 import gymnasium
 import numpy as np
@@ -19,8 +22,17 @@ import metaworld.env_dict
 import mujoco
 from metaworld.policies import ENV_POLICY_MAP
 
-STATE_DIM: Final = 4
+from aloe.worlds._faster import speed_up
+
+# Of its own experts' gains, at every step. Filtered once, because to filter at each step costs a fifth of the expert.
+warnings.filterwarnings("ignore", "Constant\\(s\\) may be too high", module="metaworld")
+
 ACTION_DIM: Final = 4
+_GRIPPER: Final = slice(0, 4)
+"""Entries of Meta-World's observation (39,): position and opening of the gripper."""
+_PRESENT: Final = slice(0, 18)
+"""The gripper and up to two objects (position, quaternion) as they are now; 18:36 is the step before."""
+_GOAL: Final = slice(36, 39)
 CAMERAS: Final = ("topview", "corner", "corner2", "corner3", "behindGripper", "gripperPOV")
 
 INSTRUCTIONS: Final[dict[str, str]] = {
@@ -79,41 +91,69 @@ INSTRUCTIONS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MetaWorldConfig:
-    """One Meta-World task as a robot would meet it."""
+    """One Meta-World task as a robot would meet it, or several."""
 
     task: str = "button-press-topdown-v3"
     """Name of the task, with its version: any of Meta-World's 50."""
+    also: tuple[str, ...] = ()
+    """More tasks, told apart by their instruction: episodes take turns."""
+    observations: Literal["pictures", "state"] = "pictures"
+    """What the policy sees besides its gripper: the cameras' pictures, or the simulator's object state in
+    `observation.state` and no picture at all, for fast studies (nothing is rendered)."""
     cameras: tuple[str, ...] = ("topview", "behindGripper")
-    """Cameras of the scene; each becomes `observation.images.<camera>`."""
+    """Cameras of the scene; each becomes `observation.images.<camera>`. Unused with state observations."""
     image_size: int = 64
     """Height and width of every picture, in pixels."""
+    goal_in_state: bool = True
+    """Whether state observations end with the goal's position (3 numbers, in metres)."""
     max_steps: int = 60
     """Environment steps until time-out."""
     action_repeat: int = 4
     """Simulator steps (of 12.5 ms) for which one action is held; one environment step is this many."""
 
     def __post_init__(self) -> None:
-        if self.task not in INSTRUCTIONS:
-            from difflib import get_close_matches
-
-            near = get_close_matches(self.task, INSTRUCTIONS, n=3, cutoff=0.4)
-            raise ValueError(
-                f"unknown Meta-World task {self.task!r}; "
-                + (f"did you mean {', '.join(near)}?" if near else "names look like peg-insert-side-v3")
-            )
+        for task in self.tasks:
+            if task not in INSTRUCTIONS:
+                near = get_close_matches(task, INSTRUCTIONS, n=3, cutoff=0.4)
+                raise ValueError(
+                    f"unknown Meta-World task {task!r}; "
+                    + (f"did you mean {', '.join(near)}?" if near else "names look like peg-insert-side-v3")
+                )
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError(f"a task is named twice in {self.tasks}; once is enough")
         for camera in self.cameras:
             if camera not in CAMERAS:
                 raise ValueError(f"unknown camera {camera!r}; Meta-World has {', '.join(CAMERAS)}")
         if len(set(self.cameras)) < len(self.cameras):
             raise ValueError(f"a camera is named twice in {self.cameras}; once is enough")
-        if not self.cameras:
-            raise ValueError("at least one camera is needed: the policy sees pictures")
+        if self.observations not in ("pictures", "state"):
+            raise ValueError(f"observations are pictures or state, not {self.observations!r}")
+        if not self.cameras and self.observations == "pictures":
+            raise ValueError("at least one camera is needed, or observations='state': the policy sees pictures")
         if self.image_size < 16 or self.max_steps < 1 or self.action_repeat < 1:
             raise ValueError("image_size must be at least 16; max_steps and action_repeat at least 1")
 
     @property
-    def instruction(self) -> str:
-        return INSTRUCTIONS[self.task]
+    def tasks(self) -> tuple[str, ...]:
+        return (self.task, *self.also)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """One for each of `tasks`."""
+        return tuple(INSTRUCTIONS[task] for task in self.tasks)
+
+    @property
+    def camera_sizes(self) -> dict[str, tuple[int, int]]:
+        """Camera -> (h, w) of the pictures that there are: none with state observations."""
+        size = (self.image_size, self.image_size)
+        return dict.fromkeys(self.cameras, size) if self.observations == "pictures" else {}
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in `observation.state`: 4 beside pictures; else 18, or 21 with the goal."""
+        if self.observations == "pictures":
+            return 4
+        return 21 if self.goal_in_state else 18
 
     @property
     def fps(self) -> int:
@@ -124,7 +164,8 @@ class MetaWorldConfig:
 class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     """A Gymnasium environment with LeRobot's observation keys.
 
-    Observations: `observation.state` (4,) float32 (gripper x, y, z in metres, opening in 0..1) and, where
+    Observations: `observation.state` float32 (gripper x, y, z in metres, opening in 0..1; with state
+    observations also two objects' positions and quaternions, zero where there is none, and the goal) and, where
     asked for, `observation.images.<camera>` (h, w, 3) uint8. Actions: (4,) float32 in [-1, 1] (gripper
     displacement x, y, z, and grip). `terminated` means success, `truncated` a time-out; the reward is -1 a
     step and 0 at success.
@@ -134,41 +175,35 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 
     def __init__(self, config: MetaWorldConfig) -> None:
         self.config = config
-        self._sim: Any = metaworld.env_dict.ALL_V3_ENVIRONMENTS[config.task]()
-        # These two flags are how Meta-World itself makes its goal-observable, freshly randomised variants.
-        self._sim._freeze_rand_vec = False
-        self._sim.seeded_rand_vec = True
-        self._sim._partially_observable = False
-        vars(self._sim).pop("sawyer_observation_space", None)  # cached with the goal clipped to zero
-        self._sim._set_task_called = True
-        self._sim.max_path_length = 10**9  # this class owns the time-out
-        self._expert = ENV_POLICY_MAP[config.task]()
-        self._renderer: mujoco.Renderer | None = None
-        self._steps = 0
-        size = config.image_size
+        self._scenes: dict[int, _Scene] = {}
+        self._enter(0)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         spaces: dict[str, gymnasium.Space[Any]] = {
-            "observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (STATE_DIM,), np.float32)
+            "observation.state": gymnasium.spaces.Box(-np.inf, np.inf, (config.state_dim,), np.float32)
         }
-        for camera in config.cameras:
-            spaces[f"observation.images.{camera}"] = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
+        for camera, (h, w) in config.camera_sizes.items():
+            spaces[f"observation.images.{camera}"] = gymnasium.spaces.Box(0, 255, (h, w, 3), np.uint8)
         self.observation_space = gymnasium.spaces.Dict(spaces)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A new episode; `options={"task": i}` plays the i-th of `config.tasks`, by default the first."""
         super().reset(seed=seed)
+        row = (options or {}).get("task", 0)
+        self._enter(row)
+        sim = self._scene.sim
         if seed is not None:
-            self._sim.seed(seed)
-        self._sim_observation, _ = self._sim.reset()
+            sim.seed(seed)
+        self._sim_observation, _ = sim.reset()
         self._steps = 0
         self._progress = 0.0
-        return self._state(), {"success": False, "task": self.config.instruction}
+        return self._state(), {"success": False, "task": self.config.instructions[row]}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         success = False
         for _ in range(self.config.action_repeat):
-            self._sim_observation, _, _, _, info = self._sim.step(np.clip(action, -1.0, 1.0))
+            self._sim_observation, _, _, _, info = self._scene.sim.step(np.clip(action, -1.0, 1.0))
             success = bool(info["success"])
             if success:
                 break
@@ -178,30 +213,28 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return self._state(), 0.0 if success else -1.0, success, timeout, {"success": success}
 
     def pictures(self) -> dict[str, NDArray[np.uint8]]:
-        """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8."""
-        if self._renderer is None:
-            self._renderer = _fast_renderer(self._sim.model, self.config.image_size)
-        pictures = {}
-        for camera in self.config.cameras:
-            self._renderer.update_scene(self._sim.data, camera=camera)
-            pictures[f"observation.images.{camera}"] = self._renderer.render()
+        """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8. Nothing with state observations."""
+        scene, pictures = self._scene, {}
+        for camera, (size, _) in self.config.camera_sizes.items():
+            if scene.renderer is None:
+                scene.renderer = _fast_renderer(scene.sim.model, size)
+            scene.renderer.update_scene(scene.sim.data, camera=camera)
+            pictures[f"observation.images.{camera}"] = scene.renderer.render()
         return pictures
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that this task's scene really has: `CAMERAS`, which needs no scene, must agree."""
-        return tuple(self._sim.model.camera(i).name for i in range(self._sim.model.ncam))
+        model = self._scene.sim.model
+        return tuple(model.camera(i).name for i in range(model.ncam))
 
     def expert_action(self) -> NDArray[np.float32]:
         """What the scripted expert, who sees the simulator's full state, would do now: (4,) in [-1, 1]."""
-        import warnings
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Meta-World warns that its own experts' gains are high
-            action = self._expert.get_action(self._sim_observation)
+        action = self._scene.expert.get_action(self._sim_observation)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     def progress(self) -> float:
-        """Meta-World's shaped reward, 0 to 10: how far the task has come. For the scripted human only."""
+        """Meta-World's shaped reward, 0 to 10: how far the task has come. For the scripted human and for
+        evaluation only."""
         return self._progress
 
     def restart_clock(self) -> None:
@@ -209,12 +242,44 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         self._steps = 0
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        for scene in self._scenes.values():
+            if scene.renderer is not None:
+                scene.renderer.close()
+                scene.renderer = None
+
+    def _enter(self, row: int) -> None:
+        """Makes the scene of the row-th task, if this is its first episode, the present one."""
+        if row not in self._scenes:
+            self._scenes[row] = _Scene(self.config.tasks[row])
+        self._scene = self._scenes[row]
 
     def _state(self) -> dict[str, Any]:
-        return {"observation.state": self._sim_observation[:STATE_DIM].astype(np.float32)}
+        seen = self._sim_observation
+        if self.config.observations == "pictures":
+            state = seen[_GRIPPER]
+        elif self.config.goal_in_state:
+            state = np.concatenate((seen[_PRESENT], seen[_GOAL]))
+        else:
+            state = seen[_PRESENT]
+        return {"observation.state": state.astype(np.float32)}
+
+
+class _Scene:
+    """The simulator of one task, and what belongs to it."""
+
+    def __init__(self, task: str) -> None:
+        sim: Any = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task]()
+        # These two flags are how Meta-World itself makes its goal-observable, freshly randomised variants.
+        sim._freeze_rand_vec = False
+        sim.seeded_rand_vec = True
+        sim._partially_observable = False
+        vars(sim).pop("sawyer_observation_space", None)  # cached with the goal clipped to zero
+        sim._set_task_called = True
+        sim.max_path_length = 10**9  # the world owns the time-out
+        speed_up(sim)
+        self.sim = sim
+        self.expert = ENV_POLICY_MAP[task]()
+        self.renderer: mujoco.Renderer | None = None
 
 
 def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
