@@ -26,6 +26,7 @@ from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, default_execute
 from aloe.policies.train import ActorConfig
+from aloe.rank import Rank
 from aloe.report.text import draw_curve, read_summary, summary_table
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorkerError, WorldPool
@@ -326,6 +327,7 @@ COMMANDS = {
     "improve": Improve,
     "eval": Eval,
     "report": Report,
+    "rank": Rank,
 }
 
 

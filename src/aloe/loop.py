@@ -5,8 +5,9 @@ killed anywhere and started again ends with the same weights as one that was not
 """
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,10 +27,10 @@ from aloe.policies.flow import PolicyBundle, PolicyPlayer, check_sees_all, chunk
 from aloe.policies.train import ActorConfig, ActorRows
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import ChunkPolicy, WorldPool
-from aloe.run import RunFolder, write_json
-from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
+from aloe.run import RunFolder, new_folder, write_json
+from aloe.stages import DemosConfig, EvaluatedEpisode, EvaluationInputs, PolicyConfig, TrustConfig
 from aloe.training import Log
-from aloe.types import Source
+from aloe.types import Episode, Source
 from aloe.value.critic import CriticConfig
 from aloe.value.fit import CriticState, Evaluation, FitConfig
 from aloe.value.play import BestOfPlayer
@@ -94,6 +95,7 @@ class RunConfig:
     qc: QcConfig = field(default_factory=QcConfig)
     improve: ActorConfig = field(default_factory=lambda: ActorConfig(steps=500, learning_rate=5e-4))
     eval: EvalConfig = field(default_factory=EvalConfig)
+    trust: TrustConfig = field(default_factory=TrustConfig)
 
     def __post_init__(self) -> None:
         if self.policy.execute > self.window.horizon:
@@ -119,6 +121,11 @@ class RunConfig:
     def best_of(self) -> int:
         """Chunks among which the critics choose at play."""
         return self.qc.samples if self.method == "qc" else self.policy.best_of
+
+    @property
+    def judges_critics(self) -> bool:
+        """Whether the critics of each round are judged on fresh episodes."""
+        return self.trust.episodes > 0 and self.method in get_args(CriticMethod)
 
     @property
     def critic_fit(self) -> FitConfig:
@@ -160,7 +167,7 @@ class Circle:
         self._measure(0)
 
     def play_round(self, index: int) -> None:
-        """collect -> sample -> critic -> advantages -> improve -> eval, as far as the method has these stages."""
+        """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages."""
         run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
         if not run.done(index, "collect"):
             self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
@@ -175,6 +182,8 @@ class Circle:
                     self._evaluate_states(index, bundle, self.config.method)
                 case "sft" | "dagger" | "filtered":
                     pass  # nothing is evaluated
+        if self.config.judges_critics and not run.done(index, "trust"):
+            self._trust(index, bundle)
         if not run.done(index, "improve"):
             self.say(f"round {index}: improving the policy")
             with run.stage(index, "improve"):
@@ -272,6 +281,38 @@ class Circle:
         with run.stage(index, "advantages"):
             run.logger(index, "advantages")(0, stages.value_advantage_stage(inputs, state, weigh, out))
 
+    def _trust(self, index: int, bundle: PolicyBundle) -> None:
+        """Judges the critics of a round on the recorded evaluation episodes of the policy that they evaluated."""
+        config, run, version = self.config, self.run, index - 1
+        learnt, state = self._inputs(bundle), self._new_critic(PolicyBundle.load(run.policy(0)))
+        state.load(run.round(index) / "critic.safetensors")
+        fresh = stages.fresh_inputs(
+            run.round(version) / "fresh",
+            bundle,
+            learnt.tower,
+            run.cache / "fresh" / f"{version:03d}",
+            config.window,
+            self._scale,
+        )
+        with run.stage(index, "trust") as result:
+            trust = stages.trust_stage(
+                fresh,
+                EvaluatedEpisode.read(run.round(version) / "fresh.json"),
+                learnt,
+                run.round(index) / "advantages.parquet",
+                state.critic,
+                config.critic_fit,
+                (config.seed, "trust", index),
+                samples=config.samples,
+                best_of=version > 0 and config.best_of > 1,
+                weighted=config.method == "aloe",
+            )
+            write_json(run.round(index) / "trust.json", trust)
+            run.logger(index, "trust")(0, {k: v for k, v in trust["numbers"].items() if v is not None})
+            result |= {"numbers": trust["numbers"], "warnings": trust["warnings"]}
+        for warning in trust["warnings"]:
+            self.say(f"round {index}: warning: {warning}")
+
     def _improve(self, index: int, bundle: PolicyBundle) -> None:
         config, run, out = self.config, self.run, self.run.round(index)
         frames = self.store.columns()
@@ -299,7 +340,7 @@ class Circle:
 
     def _measure(self, version: int) -> None:
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
-        with self.run.stage(version, "eval") as result:
+        with self.run.stage(version, "eval") as result, self._fresh(version) as keep:
             report = stages.measure(
                 self.pool,
                 self._player(version),
@@ -307,6 +348,8 @@ class Circle:
                 execute=self.config.policy.execute,
                 version=version,
                 seed=self.config.seed,
+                recorded=self.config.trust.episodes,
+                keep=keep,
             )
             result |= {
                 "success": report.success,
@@ -317,6 +360,25 @@ class Circle:
             }
             logged = {k: v for k, v in result.items() if v is not None}
             self.run.logger(version, "eval")(0, logged)
+
+    @contextmanager
+    def _fresh(self, version: int) -> Iterator[Callable[[Episode], None]]:
+        """Takes the episodes of an evaluation: the first go to `fresh/`, what is known of all of them to `fresh.json`."""
+        facts: list[EvaluatedEpisode] = []
+        recorded = self.config.trust.episodes
+        with ExitStack() as stack:
+            store = None
+            if recorded:
+                folder = stack.enter_context(new_folder(self.run.round(version) / "fresh"))
+                store = stages.open_store(folder, self.config.world)
+
+            def keep(episode: Episode) -> None:
+                if store is not None and len(facts) < recorded:
+                    store.append(episode)
+                facts.append(EvaluatedEpisode.of(episode))
+
+            yield keep
+        write_json(self.run.round(version) / "fresh.json", [asdict(fact) for fact in facts])
 
     def _player(self, version: int) -> ChunkPolicy:
         """A policy version as it acts: with the critics' choice or the condition that belongs to the method."""
@@ -378,7 +440,7 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
         human = (frames.source == Source.HUMAN) & mine
         began = human.copy()
         began[1:] &= ~(human[:-1] & (frames.episode[1:] == frames.episode[:-1]))
-        names = ("demos", "sft", "collect", "sample", "critic", "value", "advantages", "improve", "eval")
+        names = ("demos", "sft", "collect", "sample", "critic", "value", "advantages", "trust", "improve", "eval")
         done = {name: run.done(index, name) for name in names}
         rounds.append(
             {
@@ -390,6 +452,7 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
                 **{
                     k: measured[k] for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
                 },
+                **({"trust": trust["numbers"], "warnings": trust["warnings"]} if (trust := done["trust"]) else {}),
                 "seconds": {name: content["seconds"] for name, content in done.items() if content},
             }
         )
@@ -442,7 +505,8 @@ PRESETS: dict[str, RunConfig] = {
         fit=FitConfig(steps=12, batch_size=8, save_every=5),
         aloe=AloeConfig(samples=2, failed_share=0.5),
         improve=ActorConfig(steps=12, batch_size=8, save_every=5),
-        eval=EvalConfig(episodes=2),
+        eval=EvalConfig(episodes=3),
+        trust=TrustConfig(episodes=2),
     ),
 }
 """Complete configs by name: `aloe run --preset NAME`. `tiny` is for tests: a whole run in well under a minute."""

@@ -95,7 +95,9 @@ def test_weights_are_plain_float32_for_every_window() -> None:
 
 
 def test_dagger_takes_what_people_did_and_nothing_of_the_policy() -> None:
-    frames = two_steps_each(DEMO, (Source.POLICY, "success"), HUMAN, (Source.HUMAN, "failure"), (Source.DEMO, "failure"))
+    frames = two_steps_each(
+        DEMO, (Source.POLICY, "success"), HUMAN, (Source.HUMAN, "failure"), (Source.DEMO, "failure")
+    )
     actor = dagger.actor_rows(frames, make_windows(frames, WindowConfig(horizon=2), 2.0))
     assert actor.rows.tolist() == [0, 1, 4, 5, 6, 7]
     assert set(actor.weight.tolist()) == {1.0}
