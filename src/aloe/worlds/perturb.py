@@ -8,7 +8,7 @@ from gymnasium.spaces import Box
 from jaxtyping import Float32
 from numpy import ndarray
 
-_MOMENT: Final = (0.05, 0.35)
+_MOMENT: Final = (0.05, 0.25)
 """A disturbance comes at a step drawn uniformly from this part of the time."""
 _OPEN_STEPS: Final = 4
 """Steps for which an opened gripper stays open: 0.2 s at 50 ms a step."""
