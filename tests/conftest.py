@@ -11,5 +11,5 @@ from jaxtyping import install_import_hook
 torch.set_num_threads(1)
 
 # Before any test imports them. Not aloe.value.fit: the tabular tests hand it a critic of their own.
-CHECKED = ["aloe.returns", "aloe.losses", "aloe.experience.windows", "aloe.value.critic"]
+CHECKED = ["aloe.returns", "aloe.losses", "aloe.experience.windows", "aloe.value.critic", "aloe.benchmark.statistics"]
 install_import_hook(CHECKED, "beartype.beartype")

@@ -129,6 +129,8 @@ HELP = {
     "eval": ["--policy.path", "--episodes", "--execute", "--seed", "--output", "--world.max-steps"],
     "report": ["PATH", "--output", "Run folders."],
     "rank": ["PATH", "--steps", "--estimators", "monte-carlo", "fqe"],
+    "benchmark": ["SUITE", "--methods", "--seeds", "--output-dir", "--results", "--jobs"],
+    "benchmark-report": ["Suites;", "--results", "--page"],
 }
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from aloe import stages
+from aloe.benchmark.commands import COMMANDS as BENCHMARK_COMMANDS
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.loop import PRESETS, RunConfig, run_circle
@@ -328,6 +329,7 @@ COMMANDS = {
     "eval": Eval,
     "report": Report,
     "rank": Rank,
+    **BENCHMARK_COMMANDS,
 }
 
 
@@ -418,8 +420,8 @@ def main() -> None:
 
 def _print_commands(arguments: list[str]) -> None:
     print("usage: aloe COMMAND [options]      (aloe COMMAND --help lists the options)\n")
-    print(f"  {'run':<9}The whole circle, round after round; --preset quickstart to begin with.")
+    print(f"  {'run':<16} The whole circle, round after round; --preset quickstart to begin with.")
     for name, command in COMMANDS.items():
-        print(f"  {name:<9}{(command.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:<16} {(command.__doc__ or '').splitlines()[0]}")
     if arguments and arguments[0] not in ("-h", "--help"):
         raise ValueError(f"unknown command {arguments[0]!r}")

@@ -6,7 +6,7 @@ killed anywhere and started again ends with the same weights as one that was not
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -164,16 +164,12 @@ class Circle:
         if not run.done(0, "sft"):
             with run.stage(0, "sft"):
                 self._clone()
-        self._measure(0)
+        self.measure(0)
 
     def play_round(self, index: int) -> None:
         """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages."""
         run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
-        if not run.done(index, "collect"):
-            self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
-            with run.stage(index, "collect") as result:
-                self._collect(index)
-                result |= {"episodes": self.store.num_episodes}
+        self.collect(index)
         if not run.done(index, "advantages"):
             match self.config.method:
                 case "aloe" | "qc":
@@ -188,9 +184,17 @@ class Circle:
             self.say(f"round {index}: improving the policy")
             with run.stage(index, "improve"):
                 self._improve(index, bundle)
-        self._measure(index)
+        self.measure(index)
 
     # -- stages -------------------------------------------------------------------------------------------------------
+
+    def collect(self, index: int) -> None:
+        """Records the episodes of a round, unless that is done."""
+        if not self.run.done(index, "collect"):
+            self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
+            with self.run.stage(index, "collect") as result:
+                self._collect(index)
+                result |= {"episodes": self.store.num_episodes}
 
     def _clone(self) -> None:
         config, out = self.config, self.run.round(0)
@@ -338,9 +342,11 @@ class Circle:
             label="improve",
         )
 
-    def _measure(self, version: int) -> None:
+    def measure(self, version: int, stage: str = "eval") -> None:
+        """Measures the success of a version in the pool's world, as that stage of its round."""
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
-        with self.run.stage(version, "eval") as result, self._fresh(version) as keep:
+        keeping = self._fresh(version) if stage == "eval" else nullcontext(_forget)
+        with self.run.stage(version, stage) as result, keeping as keep:
             report = stages.measure(
                 self.pool,
                 self._player(version),
@@ -359,7 +365,7 @@ class Circle:
                 "throughput": report.throughput,
             }
             logged = {k: v for k, v in result.items() if v is not None}
-            self.run.logger(version, "eval")(0, logged)
+            self.run.logger(version, stage)(0, logged)
 
     @contextmanager
     def _fresh(self, version: int) -> Iterator[Callable[[Episode], None]]:
@@ -429,6 +435,10 @@ class Circle:
             write_json(path, summary(self.run, self.config, self.store, index))
 
 
+def _forget(episode: Episode) -> None:
+    """What is kept of an episode under a perturbation: its outcome is counted, and that is all."""
+
+
 def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int) -> dict[str, Any]:
     """The content of `summary.json`. Episodes, steps and takeovers count from the start of the run to that round."""
     frames = store.columns()
@@ -459,6 +469,16 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
     return {"task": config.world.task, "method": config.method, "seed": config.seed, "rounds": rounds}
 
 
+@contextmanager
+def open_circle(
+    config: RunConfig, run: RunFolder, say: Say = print, world: MetaWorldConfig | None = None
+) -> Iterator[Circle]:
+    """A circle with its worlds running and its folder locked; it plays in `world` if another is given than the run's."""
+    with run.locked(), WorldPool(world or config.world, config.workers) as pool:
+        store = stages.open_store(run.experience, config.world)
+        yield Circle(run=run, config=config, store=store, pool=pool, say=say)
+
+
 def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print) -> RunFolder:
     """`aloe run`: makes or goes on with the run in `output_dir`.
 
@@ -475,9 +495,8 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
                 f"{config.policy.path} predicts chunks of {horizon} actions; give --window.horizon {horizon}"
             )
     run = RunFolder.open(output_dir, config, resume)
-    with run.locked(), WorldPool(config.world, config.workers) as pool:
-        store = stages.open_store(run.experience, config.world)
-        Circle(run=run, config=config, store=store, pool=pool, say=say).turn()
+    with open_circle(config, run, say) as circle:
+        circle.turn()
     return run
 
 

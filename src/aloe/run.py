@@ -26,12 +26,17 @@ ALWAYS_FREE = ("output_dir", "rounds")
 """Options that decide nothing about what has been done: a run may be moved, and go on for more rounds."""
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically: a reader sees the old content or the new, never a part."""
+def write_text(path: Path, content: str) -> None:
+    """Writes a file atomically: a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(content)
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file, as atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -1,0 +1,194 @@
+"""One cell of the benchmark: (suite, method, seed), played in a process of its own with one thread."""
+
+import hashlib
+import json
+import os
+import pickle
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aloe.benchmark.results import Results
+from aloe.benchmark.start import begin_cell, check_folder, make_start, measure_perturbed, perturbed_stage, waiting_lock
+from aloe.benchmark.suites import Suite, method_config
+from aloe.loop import RunConfig, Say, run_circle
+from aloe.run import RunFolder, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is to be played, and where. Knows all that it needs: it is sent to another process."""
+
+    suite: str
+    perturbations: tuple[str, ...]
+    method: str
+    seed: int
+    config: RunConfig
+    folder: Path
+    """Of the suite: holds the starts and the cells."""
+    results: Path
+    """Folder of the parquet files."""
+
+    @staticmethod
+    def of(suite: Suite, method: str, seed: int, folder: Path, results: Path) -> "Cell":
+        return Cell(
+            suite=suite.name,
+            perturbations=suite.perturbations,
+            method=method,
+            seed=seed,
+            config=method_config(suite, method, seed),
+            folder=folder / suite.name,
+            results=results,
+        )
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{self.seed}"
+
+    @property
+    def root(self) -> Path:
+        return self.folder / self.name
+
+    @property
+    def start(self) -> Path:
+        return self.folder / f"base-{self.seed}"
+
+    @property
+    def config_hash(self) -> str:
+        """Of all that decides the cell's rows, the number of rounds included."""
+        content = {"config": to_plain(self.config), "perturbations": self.perturbations}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def is_finished(self) -> bool:
+        return Results(self.results, self.suite).finished(self.method, self.seed, self.config_hash)
+
+
+def play_start(cell: Cell, say: Say = print) -> RunFolder:
+    """Makes what all cells of this seed start from, unless it is there."""
+    return make_start(cell.config, cell.perturbations, cell.start, say)
+
+
+def play_cell(cell: Cell, say: Say = print) -> None:
+    """Plays a cell to its end and adds its rows to the results; goes on where it was killed, and does nothing when done."""
+    with waiting_lock(cell.root.with_name(cell.name + ".lock")):
+        if cell.is_finished:
+            return
+        commit = code_version()  # before the hours in which the code may change
+        begin_cell(cell.config, play_start(cell, say), cell.root)
+        check_folder(cell.root, cell.config)
+        run = run_circle(cell.config, cell.root, say=say)
+        measure_perturbed(cell.config, run, cell.config.rounds, cell.perturbations, say)
+        Results(cell.results, cell.suite).add(cell_rows(cell, run, commit))
+        shutil.rmtree(run.cache, ignore_errors=True)  # the largest part of a run, and it can be made anew
+
+
+def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
+    """The measurements of a finished run: every round, and the perturbations of the first and the last."""
+    rows, last = [], cell.config.rounds
+    for entry in json.loads((run.root / "summary.json").read_text())["rounds"]:
+        index = entry["round"]
+        measured = {"none": "eval"}
+        measured |= {name: perturbed_stage(name) for name in cell.perturbations if index in (0, last)}
+        for perturbation, stage in measured.items():
+            rows.append(
+                {
+                    "suite": cell.suite,
+                    "observations": cell.config.world.observations,
+                    "method": cell.method,
+                    "seed": cell.seed,
+                    "round": index,
+                    "perturbation": perturbation,
+                    **{name: entry[name] for name in ("episodes", "env_steps", "human_steps", "takeovers")},
+                    **_success(run, index, stage, cell.config.eval.episodes),
+                    **_seconds(run, index, stage, entry["seconds"]),
+                    "config_hash": cell.config_hash,
+                    "commit": commit,
+                    "machine": machine(),
+                }
+            )
+    return rows
+
+
+def _success(run: RunFolder, index: int, stage: str, episodes: int) -> dict[str, Any]:
+    report = run.done(index, stage)
+    assert report is not None, f"a finished run has measured {stage} in round {index}"
+    return {
+        "successes": round(report["success"] * episodes),
+        "evaluation_episodes": episodes,
+        "steps_to_success": report["steps_to_success"],
+        "throughput": report["throughput"],
+    }
+
+
+def _seconds(run: RunFolder, index: int, stage: str, of_round: dict[str, float]) -> dict[str, float]:
+    """Where the time of a round went. What a perturbed row took is its measurement alone, so that a sum counts nothing
+    twice; the common start ends with the collection of round 1."""
+    done = run.done(index, stage) or {}
+    training, collecting = 0.0, 0.0
+    if stage == "eval":
+        collecting = sum(of_round.get(name, 0.0) for name in ("demos", "collect"))
+        training = sum(seconds for name, seconds in of_round.items() if name not in ("demos", "collect", "eval"))
+    evaluation = done["seconds"]
+    shared = training + collecting + evaluation if index == 0 else collecting if index == 1 else 0.0
+    return {
+        "collecting_seconds": collecting,
+        "training_seconds": training,
+        "evaluation_seconds": evaluation,
+        "shared_seconds": shared,
+    }
+
+
+def code_version() -> str:
+    """The commit of the code that runs, with `-dirty` where files of it differ; the package's version outside of git."""
+    here = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "run.py") is None:
+        return f"aloe-vla {version('aloe-vla')}"
+    return f"{git('rev-parse', '--short=7', 'HEAD')}{'-dirty' if git('status', '--porcelain', '--', '.') else ''}"
+
+
+def machine() -> str:
+    """What the seconds of a row were measured on."""
+    models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    model = models[0].partition(":")[2].strip() if models else platform.machine()
+    return f"{os.cpu_count()} cores ({model}), torch {torch.__version__}"
+
+
+def main() -> None:
+    """A process of `runner.py`: reads from stdin what to play, and ends when stdin does, that is when its parent dies."""
+    order = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    torch.set_num_threads(1)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    try:
+        (play_start if order["what"] == "start" else play_cell)(order["cell"], say)
+    except (ValueError, OSError) as error:
+        print(f"{' '.join(str(error).split())}", flush=True)
+        sys.exit(2)
+
+
+def _follow_parent() -> None:
+    # Nothing comes: it returns when the parent's end of the pipe is closed. Not through `sys.stdin`, whose lock this thread
+    # would hold when the process ends in peace.
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""`aloe benchmark` and `aloe benchmark-report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from aloe.benchmark.runner import run_benchmark
+from aloe.benchmark.suites import METHODS, SUITES, find_suite
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # plain and at once: it runs for hours, with its output in a file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Play a suite: every method on every seed, over all cores. Goes on where it stopped; repeats no finished cell."""
+
+    suite: tyro.conf.Positional[str]
+    """precision, assembly or instructions (pictures), or the same with -state (state observations)."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """What is compared."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    output_dir: Path = Path("runs/benchmark")
+    """Gets the runs; they may be deleted once their cells are finished."""
+    results: Path = Path("results")
+    """Gets SUITE.parquet."""
+    jobs: int | None = None
+    """Cells at once; one a core by default."""
+
+    def main(self) -> None:
+        suite = find_suite(self.suite)
+        run_benchmark(
+            suite, self.methods, self.seeds, folder=self.output_dir, results=self.results, jobs=self.jobs, say=_say
+        )
+        _say(f"all of it is in {self.results / f'{suite.name}.parquet'}; aloe benchmark-report {suite.name} shows it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkReport:
+    """Write the tables and plots of suites into the docs, from their parquet files alone."""
+
+    suites: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Suites; by default all that have results."""
+    results: Path = Path("results")
+    page: Path = Path("docs/results.md")
+    """Page with a section for every suite; the plots go beside it."""
+
+    def main(self) -> None:
+        from aloe.benchmark.report import write_report  # its statistics take six seconds to import, and are an extra
+
+        suites = self.suites or tuple(sorted(path.stem for path in self.results.glob("*.parquet")))
+        if not suites:
+            raise ValueError(f"there are no results in {self.results}; play a suite first: aloe benchmark {SUITES[0]}")
+        for path in write_report(suites, self.results, self.page):
+            _say(f"wrote {path}")
+
+
+COMMANDS = {"benchmark": Benchmark, "benchmark-report": BenchmarkReport}

@@ -1,0 +1,80 @@
+"""Puts the tables and plots of the suites into the docs, from the parquet files alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from aloe.benchmark.results import Results
+from aloe.benchmark.suites import METHODS
+from aloe.benchmark.tables import curve, methods_of, suite_section
+from aloe.run import write_text
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; yellow is left out, it is too pale for a line.
+_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+_MARKERS = "osD^vPX*<>"
+_AXES = {"episodes": "episodes in the store (demonstrations included)", "human_steps": "environment steps by the human"}
+
+
+def write_report(suites: Sequence[str], results: Path, page: Path) -> list[Path]:
+    """Replaces the section of every suite in `page`, and draws its curves beside it; returns what was written.
+
+    A section stands between the lines <!-- benchmark:NAME --> and <!-- /benchmark -->.
+
+    Raises:
+        ValueError: a suite has no results, or the page no section for it. Nothing has been written then.
+    """
+    if not page.is_file():
+        raise ValueError(f"there is no {page} to put the tables into; name another with --page")
+    text, rows = page.read_text(), {suite: Results(results, suite).read() for suite in suites}
+    pictures = {suite: page.with_name(f"benchmark-{suite}.png") for suite in suites}
+    for suite in suites:
+        text = replace_section(text, suite, suite_section(rows[suite], pictures[suite].name), page)
+    for suite in suites:
+        draw_curves(rows[suite], pictures[suite])
+    write_text(page, text)
+    return [page, *pictures.values()]
+
+
+def replace_section(text: str, suite: str, section: str, page: Path) -> str:
+    """The page with a new section for the suite."""
+    begin, end = f"<!-- benchmark:{suite} -->", "<!-- /benchmark -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(
+            f"{page} has no place for {suite}; add the lines {begin} and {end} where its tables shall stand"
+        )
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}"
+
+
+def draw_curves(rows: pd.DataFrame, path: Path) -> None:
+    """Success over episodes and over the human's steps: interquartile mean of the seeds, with its 95 % interval."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
+    places = [*METHODS, *(method for method in methods_of(rows) if method not in METHODS)]
+    for method in methods_of(rows):
+        spent, success = curve(rows, method)
+        place = places.index(method)
+        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+        line = "-" if place < len(_COLOURS) else "--"
+        for panel, name in zip(panels, _AXES, strict=True):
+            panel.plot(
+                spent[name], [100 * s.value for s in success], line, color=colour, marker=marker, ms=5, label=method
+            )
+            if rows.loc[rows["method"] == method, "seed"].nunique() > 1:  # of one seed the spread is not known
+                low, high = (np.array([getattr(s, end) for s in success]) for end in ("low", "high"))
+                panel.fill_between(spent[name], 100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
+    for panel, label in zip(panels, _AXES.values(), strict=True):
+        panel.set_xlabel(label)
+        panel.set_ylim(0, 102)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("success of the policy alone, percent")
+    panels[0].legend(loc="lower right")
+    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), {rows['seed'].nunique()} seeds")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,113 @@
+"""What all methods of one seed share, made once: demonstrations, the cloned policy, its success, the first rollouts.
+
+    <folder>/<suite>/base-<seed>/        a run folder that stops before the first improvement
+    <folder>/<suite>/<method>-<seed>/    begins as a copy of it and goes on as any run
+
+Round 1 is collected by the cloned policy whatever the method, so its episodes belong to the start.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from aloe.experience.windows import WindowConfig
+from aloe.loop import CollectConfig, EvalConfig, RunConfig, Say, open_circle
+from aloe.policies.train import ActorConfig
+from aloe.rollout.human import HumanConfig
+from aloe.run import RunFolder, new_folder, to_plain, write_json
+from aloe.stages import DemosConfig, PolicyConfig
+from aloe.worlds.metaworld import MetaWorldConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfig:
+    """The options of a run that have taken effect before its first improvement. Methods must agree in them."""
+
+    seed: int
+    workers: int
+    world: MetaWorldConfig
+    demos: DemosConfig
+    policy: PolicyConfig
+    window: WindowConfig
+    sft: ActorConfig
+    collect: CollectConfig
+    human: HumanConfig
+    eval: EvalConfig
+
+    @staticmethod
+    def of(config: RunConfig) -> "StartConfig":
+        start = StartConfig(**{field.name: getattr(config, field.name) for field in fields(StartConfig)})
+        # A choice among chunks needs critics, which the cloned policy has not got: it plays the same with any.
+        return replace(start, policy=replace(config.policy, best_of=1))
+
+
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Only one process at a time is in the block; the others wait. The lock goes with the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def check_folder(root: Path, config: RunConfig | StartConfig) -> None:
+    """Raises ValueError if the folder was made by another config. Makes nothing."""
+    if not (root / "config.json").exists():
+        return
+    try:
+        RunFolder.open(root, config)
+    except ValueError as error:
+        raise ValueError(f"{error}, or delete that folder (rows of finished cells stay in the results)") from error
+
+
+def make_start(config: RunConfig, perturbations: tuple[str, ...], root: Path, say: Say) -> RunFolder:
+    """Makes the common start in `root`, or goes on with it, or finds it done. Waits where another process makes it.
+
+    Raises:
+        ValueError: the folder holds a start of another config.
+    """
+    with waiting_lock(root.with_name(root.name + ".lock")):
+        check_folder(root, StartConfig.of(config))
+        run = RunFolder.open(root, StartConfig.of(config))
+        if not (run.done(0, "eval") and run.done(1, "collect")):
+            with open_circle(config, run, say) as circle:
+                if not run.done(0, "eval"):
+                    circle.start()
+                circle.collect(1)
+        measure_perturbed(config, run, 0, perturbations, say)
+        shutil.rmtree(run.cache, ignore_errors=True)
+    return run
+
+
+def begin_cell(config: RunConfig, start: RunFolder, root: Path) -> None:
+    """Makes a cell's folder from a finished start, at once or not at all; leaves one that is there alone."""
+    if root.exists():
+        return
+    with new_folder(root) as partial:
+        shutil.copytree(start.experience, partial / "experience")
+        shutil.copytree(start.root / "rounds", partial / "rounds")
+        shutil.copy2(start.metrics_file, partial)
+        write_json(partial / "config.json", to_plain(config))
+
+
+def measure_perturbed(
+    config: RunConfig, run: RunFolder, version: int, perturbations: tuple[str, ...], say: Say
+) -> None:
+    """Measures a policy version in perturbed worlds, on the seeds of the plain evaluation; each is a stage of its round."""
+    for name in perturbations:
+        stage = perturbed_stage(name)
+        if not run.done(version, stage):
+            world = replace(config.world, perturbation=name)
+            with open_circle(config, run, say, world) as circle:
+                circle.measure(version, stage)
+
+
+def perturbed_stage(perturbation: str) -> str:
+    return f"eval-{perturbation}"

@@ -1,0 +1,193 @@
+"""The tables of a suite as Markdown, from its rows alone."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from aloe.benchmark import statistics
+from aloe.benchmark.results import by_cell, start_seconds
+from aloe.benchmark.statistics import Estimate
+from aloe.benchmark.suites import METHODS, REFERENCE
+
+
+def methods_of(rows: pd.DataFrame) -> list[str]:
+    """The methods that were played, in the order of `METHODS`; others after them."""
+    played = set(rows["method"])
+    return [name for name in METHODS if name in played] + sorted(played - METHODS.keys())
+
+
+def check_comparable(rows: pd.DataFrame) -> int:
+    """The last round of the suite.
+
+    Raises:
+        ValueError: the cells differ in how much they were given, so that no table may set them side by side.
+    """
+    suite = rows["suite"].iloc[0]
+    for name in ("observations", "evaluation_episodes"):
+        if rows[name].nunique() > 1:
+            raise ValueError(f"rows of {suite} differ in {name}: {sorted(set(rows[name]))}; play the older cells anew")
+    lasts = {cell: int(mine["round"].max()) for cell, mine in by_cell(rows).items()}
+    fewest, most = min(lasts.values()), max(lasts.values())
+    if fewest < most:
+        method, seed = min(lasts, key=lambda cell: lasts[cell])
+        raise ValueError(
+            f"cells of {suite} have {fewest} to {most} rounds; play those with fewer anew, "
+            f"first aloe benchmark {suite} --methods {method} --seeds {seed}"
+        )
+    return most
+
+
+def suite_section(rows: pd.DataFrame, picture: str) -> str:
+    """Everything that the docs say about a suite's results, without a heading."""
+    last = check_comparable(rows)
+    observations, episodes = rows["observations"].iloc[0], rows["evaluation_episodes"].iloc[0]
+    parts = [
+        f"Observations: **{observations}**. Round {last}, {episodes} evaluation episodes a seed and measurement; success "
+        "in percent, interquartile mean over seeds with its 95 % interval.",
+        _table(_HEAD, [_method_row(rows, method, last) for method in methods_of(rows)]),
+    ]
+    if REFERENCE in set(rows["method"]) and len(methods_of(rows)) > 1:
+        parts += [
+            f"`{REFERENCE}` against each: mean difference in percentage points over the seeds that both have, each pair "
+            f"from the same start; probability that a seed of `{REFERENCE}` beats one of the other.",
+            _table(_AGAINST, [_against(rows, other, last) for other in methods_of(rows) if other != REFERENCE]),
+        ]
+    parts += [
+        f"![success over episodes and over human steps]({picture})",
+        _commands(rows),
+        _origin(rows),
+        _details(rows),
+    ]
+    return "\n\n".join(parts)
+
+
+_HEAD = (
+    *("method", "seeds", "success", "mean", "successes an hour", "episodes", "human steps"),
+    *("under disturbance", "from unseen starts"),
+)
+_AGAINST = ("method", "seeds", "difference in points", "probability of improvement")
+_EVERY = (
+    *("method", "seed", "round", "world", "episodes", "human steps", "takeovers"),
+    *("successes", "steps to success", "successes an hour"),
+)
+
+
+def _method_row(rows: pd.DataFrame, method: str, last: int) -> list[str]:
+    at_last = rows[(rows["method"] == method) & (rows["perturbation"] == "none") & (rows["round"] == last)]
+    plain = np.array([*_at(rows, method, last, "none").values()])
+    return [
+        f"`{method}`",
+        str(len(plain)),
+        percent(statistics.interquartile_mean(plain)),
+        f"{100 * plain.mean():.0f}",
+        *(f"{at_last[name].mean():.0f}" for name in ("throughput", "episodes", "human_steps")),
+        *(_perturbed(rows, method, last, name) for name in ("disturbance", "unseen")),
+    ]
+
+
+def _perturbed(rows: pd.DataFrame, method: str, last: int, perturbation: str) -> str:
+    rates = np.array([*_at(rows, method, last, perturbation).values()])
+    return percent(statistics.interquartile_mean(rates)) if len(rates) else "-"
+
+
+def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
+    ours, theirs = (_at(rows, method, last, "none") for method in (REFERENCE, other))
+    both = [seed for seed in ours if seed in theirs]
+    chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
+    if not both:
+        return [f"`{other}`", "0", "-", _with_interval(chance, ".2f")]
+    pairs = np.array([[ours[seed], theirs[seed]] for seed in both])
+    difference = statistics.paired_difference(pairs[:, 0], pairs[:, 1])
+    return [f"`{other}`", str(len(both)), percent(difference, "+.0f"), _with_interval(chance, ".2f")]
+
+
+def _at(rows: pd.DataFrame, method: str, index: int, perturbation: str) -> dict[int, float]:
+    """Success rate of one round by seed; empty where nothing was measured."""
+    mine = rows.loc[(rows["method"] == method) & (rows["perturbation"] == perturbation) & (rows["round"] == index)]
+    rates = mine["successes"] / mine["evaluation_episodes"]
+    return {int(seed): float(rate) for seed, rate in sorted(zip(mine["seed"], rates, strict=True))}
+
+
+def percent(estimate: Estimate, form: str = ".0f") -> str:
+    """84 (79 to 88); without an interval where there is none."""
+    ends = (estimate.value, estimate.low, estimate.high)
+    value, low, high = (None if end is None else 100 * end for end in ends)
+    assert value is not None
+    return _with_interval(Estimate(value=value, low=low, high=high), form)
+
+
+def _with_interval(estimate: Estimate, form: str) -> str:
+    value, low, high = (
+        None if end is None else format(0.0 if format(end, form).strip("+-0.") == "" else end, form)
+        for end in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value}" if low is None else f"{value} ({low} to {high})"
+
+
+def _commands(rows: pd.DataFrame) -> str:
+    """What plays these cells: one command for each set of methods that have the same seeds."""
+    suite = rows["suite"].iloc[0]
+    by_seeds: dict[tuple[int, ...], list[str]] = {}
+    for method in methods_of(rows):
+        seeds = tuple(sorted(int(seed) for seed in set(rows.loc[rows["method"] == method, "seed"])))
+        by_seeds.setdefault(seeds, []).append(method)
+    lines = [
+        f"    aloe benchmark {suite} --methods {' '.join(methods)} --seeds {' '.join(map(str, seeds))}"
+        for seeds, methods in by_seeds.items()
+    ]
+    return "\n".join([*lines, f"    aloe benchmark-report {suite}"])
+
+
+def _origin(rows: pd.DataFrame) -> str:
+    commits, machines = (", ".join(sorted(set(rows[name]))) for name in ("commit", "machine"))
+    names = ["collecting_seconds", "training_seconds", "evaluation_seconds"]
+    hours = (rows[names].to_numpy().sum() - _counted_twice(rows)) / 3600
+    return f"{len(by_cell(rows))} cells, {hours:.1f} hours of one core. Commit {commits}; {machines}."
+
+
+def _counted_twice(rows: pd.DataFrame) -> float:
+    """Seconds. The common start stands in the rows of every method, but was made once a seed."""
+    once: dict[int, float] = {}
+    every = {cell: start_seconds(mine) for cell, mine in by_cell(rows).items()}
+    for (_, seed), seconds in every.items():
+        once.setdefault(seed, seconds)
+    return sum(every.values()) - sum(once.values())
+
+
+def _details(rows: pd.DataFrame) -> str:
+    order = methods_of(rows)
+
+    def place(row: dict[Any, Any]) -> tuple[Any, ...]:
+        perturbation = row["perturbation"]
+        return order.index(row["method"]), row["seed"], row["round"], perturbation != "none", perturbation
+
+    lines = []
+    for row in sorted(rows.to_dict("records"), key=place):
+        steps = "-" if np.isnan(row["steps_to_success"]) else f"{row['steps_to_success']:.0f}"
+        world = "as trained" if row["perturbation"] == "none" else row["perturbation"]
+        given = (row[name] for name in ("episodes", "human_steps", "takeovers"))
+        won = f"{row['successes']} of {row['evaluation_episodes']}"
+        lines.append(
+            [f"`{row['method']}`", row["seed"], row["round"], world, *given, won, steps, f"{row['throughput']:.0f}"]
+        )
+    table = _table(_EVERY, lines)
+    return f"<details>\n<summary>Every seed and round</summary>\n\n{table}\n\n</details>"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+    every = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in every)
+
+
+def curve(rows: pd.DataFrame, method: str) -> tuple[dict[str, list[float]], list[Estimate]]:
+    """Where a method stood after each round (means over seeds of `episodes` and `human_steps`), and its success there."""
+    mine = rows.loc[(rows["method"] == method) & (rows["perturbation"] == "none")]
+    rounds = sorted(set(mine["round"]))
+    rates = np.array([[*_at(rows, method, index, "none").values()] for index in rounds])
+    spent = {
+        name: [float(mine.loc[mine["round"] == index, name].mean()) for index in rounds]
+        for name in ("episodes", "human_steps")
+    }
+    return spent, statistics.interquartile_means(rates.T)

@@ -1,0 +1,296 @@
+"""A small suite, really played: one start a seed, no cell twice, and a kill in the middle that changes nothing."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from aloe import cli
+from aloe.benchmark.cells import Cell, play_start
+from aloe.benchmark.results import COLUMNS, Results
+from aloe.benchmark.runner import duration, run_benchmark
+from aloe.benchmark.start import StartConfig
+from aloe.benchmark.suites import METHODS, SUITES, TASKS, Suite, find_suite, method_config
+from aloe.experience.store import ExperienceStore
+from aloe.loop import PRESETS, EvalConfig
+from aloe.run import RunFolder
+
+TINY = PRESETS["tiny"]
+SMALL = Suite(
+    name="small",
+    config=dataclasses.replace(
+        TINY, world=dataclasses.replace(TINY.world, observations="state"), eval=EvalConfig(episodes=3)
+    ),
+    perturbations=(),
+)
+METHODS_PLAYED, SEEDS = ("sft", "aloe"), (0, 1)
+
+
+def play(root: Path, methods=METHODS_PLAYED, seeds=SEEDS, suite: Suite = SMALL, jobs=2) -> list[str]:
+    """Plays in `root`; what was said."""
+    said: list[str] = []
+    run_benchmark(suite, methods, seeds, folder=root / "runs", results=root / "results", jobs=jobs, say=said.append)
+    return said
+
+
+def rows(root: Path) -> pd.DataFrame:
+    return Results(root / "results", "small").read()
+
+
+def files(root: Path, *patterns: str) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for pattern in patterns for p in root.glob(pattern) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory) -> tuple[Path, list[str]]:
+    """Everything, in two calls: first one cell. Folder, and what the second call said."""
+    root = tmp_path_factory.mktemp("benchmark")
+    play(root, methods=("sft",), seeds=(0,))
+    start = files(root / "runs" / "small" / "base-0", "**/*")
+    said = play(root)
+    assert files(root / "runs" / "small" / "base-0", "**/*") == start, "the second call has changed the start"
+    return root, said
+
+
+@pytest.mark.slow
+def test_every_cell_has_a_row_for_every_round(played):
+    found = rows(played[0])
+    assert list(found) == list(COLUMNS)
+    expected = [[m, s, r] for m in sorted(METHODS_PLAYED) for s in SEEDS for r in (0, 1, 2)]
+    assert found[["method", "seed", "round"]].values.tolist() == expected
+    assert set(found["perturbation"]) == {"none"}
+    assert found["evaluation_episodes"].tolist() == [3] * 12
+
+
+@pytest.mark.slow
+def test_the_rows_say_what_the_run_folders_say(played):
+    root, _ = played
+    for row in rows(root).itertuples():
+        folder = root / "runs" / "small" / f"{row.method}-{row.seed}"
+        entry = json.loads((folder / "summary.json").read_text())["rounds"][row.round]
+        for name in ("episodes", "env_steps", "human_steps", "takeovers", "throughput"):
+            assert getattr(row, name) == entry[name]
+        assert row.successes / row.evaluation_episodes == entry["success"]
+        seconds = row.collecting_seconds + row.training_seconds + row.evaluation_seconds
+        assert seconds == pytest.approx(sum(entry["seconds"].values()))
+
+
+@pytest.mark.slow
+def test_the_methods_of_a_seed_begin_with_the_same_policy_and_the_same_rollouts(played):
+    root, _ = played
+    shared = ("rounds/000/pretrained_model/*", "rounds/000/*.safetensors", "experience/data/*/*")
+    for seed in SEEDS:
+        start = root / "runs" / "small" / f"base-{seed}"
+        begin = files(start, *shared)
+        assert "rounds/000/pretrained_model/model.safetensors" in begin
+        # 2 demonstrations and the 2 episodes of round 1, each a file
+        assert sum(name.startswith("experience/data") for name in begin) == 4
+        for method in METHODS_PLAYED:
+            mine = files(root / "runs" / "small" / f"{method}-{seed}", *shared)
+            assert {name: mine[name] for name in begin} == begin
+            assert len(mine) == len(begin) + 2  # the episodes of round 2
+    cloned = [files(root / "runs" / "small" / f"base-{seed}", "rounds/000/*/model.safetensors") for seed in SEEDS]
+    assert cloned[0] != cloned[1]
+
+
+@pytest.mark.slow
+def test_the_methods_of_a_seed_part_after_the_first_rollouts(played):
+    root, _ = played
+    sft, aloe = (files(root / "runs" / "small" / f"{m}-0", "rounds/001/*/model.safetensors") for m in METHODS_PLAYED)
+    assert sft.keys() == aloe.keys()
+    assert sft != aloe
+
+
+@pytest.mark.slow
+def test_it_says_after_every_cell_what_is_left(played):
+    _, said = played
+    assert said[0] == "1 of 4 cells are finished already"
+    cells = [line for line in said if re.match(r"small (sft|aloe)-\d: \d+% at round 2, \d+ s; ", line)]
+    assert len(cells) == 3
+    for left, line in zip((2, 1), cells[:2], strict=True):
+        assert re.search(rf"; {left} of 4 cells to play, about \d+ s left$", line)
+    assert cells[2].endswith("; nothing left")
+    assert sum(line.startswith("small base-") for line in said) == 2
+
+
+@pytest.mark.slow
+def test_a_finished_cell_is_not_played_again_even_without_its_folder(played, tmp_path):
+    root, _ = played
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "small.parquet").write_bytes((root / "results" / "small.parquet").read_bytes())
+    assert play(tmp_path) == ["4 of 4 cells are finished already"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_leaves_no_cache_and_no_partial_file(played):
+    left = [p.name for p in (played[0] / "runs").rglob("*") if p.name == "cache" or p.name.endswith(".partial")]
+    assert left == []
+
+
+@pytest.mark.slow
+def test_a_killed_benchmark_goes_on_and_ends_with_the_same_rows(played, tmp_path):
+    process = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
+    until = time.monotonic() + 300
+    while not (tmp_path / "results" / "small.parquet").exists():  # one cell is finished, the other is being played
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = rows(tmp_path)
+    assert play(tmp_path, seeds=(0,))[0] == "1 of 2 cells are finished already"
+    decided = [name for name in COLUMNS if not name.endswith("_seconds")]
+    expected = rows(played[0]).query("seed == 0").reset_index(drop=True)
+    pd.testing.assert_frame_equal(rows(tmp_path)[decided], expected[decided])
+    kept = rows(tmp_path).merge(finished, how="inner")  # in all columns, the seconds too: not played again
+    assert len(kept) == len(finished) == 3
+    for method in METHODS_PLAYED:
+        weights = Path("runs") / "small" / f"{method}-0" / "rounds/002/pretrained_model/model.safetensors"
+        assert (tmp_path / weights).read_bytes() == (played[0] / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_folders_of_another_config_are_refused_before_anything_is_played(played):
+    root, _ = played
+    longer = dataclasses.replace(SMALL.config, sft=dataclasses.replace(SMALL.config.sft, steps=13))
+    with pytest.raises(ValueError, match=r"base-0 was made with another config \(sft.steps: 12, now 13\).*delete that"):
+        play(root, suite=dataclasses.replace(SMALL, config=longer))
+    wider = dataclasses.replace(SMALL.config, improve=dataclasses.replace(SMALL.config.improve, steps=13))
+    with pytest.raises(ValueError, match=r"sft-0 was made with another config \(improve.steps: 12, now 13\)"):
+        play(root, suite=dataclasses.replace(SMALL, config=wider))
+
+
+@pytest.mark.slow
+def test_a_start_that_fails_takes_its_cells_along_and_is_named_at_the_end(tmp_path):
+    hopeless = dataclasses.replace(SMALL.config.world, task="peg-insert-side-v3", max_steps=1)
+    demos = dataclasses.replace(SMALL.config.demos, episodes=1)
+    suite = dataclasses.replace(SMALL, config=dataclasses.replace(SMALL.config, world=hopeless, demos=demos))
+    with pytest.raises(
+        ValueError, match=r"1 of small failed: base-0: the scripted expert succeeded in 0 of .*base-0.log"
+    ):
+        play(tmp_path, seeds=(0,), suite=suite)
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_start_is_made_once_and_then_left_alone(tmp_path):
+    cell = Cell.of(SMALL, "aloe", 0, tmp_path / "runs", tmp_path / "results")
+    said: list[str] = []
+    run = play_start(cell, said.append)
+    assert run.root == tmp_path / "runs" / "small" / "base-0"
+    assert said[-1] == "round 1: collecting 2 episodes with the human watching"
+    assert run.done(1, "improve") is None
+    store = ExperienceStore.open(run.experience).columns()
+    assert np.unique(store.policy_version).tolist() == [-1, 0]
+    before = files(run.root, "**/*")
+    said.clear()
+    play_start(dataclasses.replace(cell, method="sft"), said.append)
+    assert said == []
+    assert files(run.root, "**/*") == before
+    assert RunFolder(run.root).done(0, "eval") is not None
+
+
+def test_a_variant_that_changes_the_common_start_is_refused(tmp_path, monkeypatch):
+    def shorter(config):
+        return dataclasses.replace(config, sft=dataclasses.replace(config.sft, steps=1))
+
+    monkeypatch.setitem(METHODS, "shorter", shorter)
+    with pytest.raises(ValueError, match="shorter and sft differ in options that shape the common start"):
+        play(tmp_path, methods=("sft", "shorter"))
+
+
+def test_a_method_changes_its_own_options_alone():
+    config = method_config(SMALL, "aloe-in-sample", 7)
+    assert (config.seed, config.method, config.fit.bootstrap) == (7, "aloe", "in-sample")
+    fit = dataclasses.replace(SMALL.config.fit, bootstrap="in-sample")
+    assert config == dataclasses.replace(SMALL.config, seed=7, method="aloe", fit=fit)
+
+
+def test_every_method_shares_the_start_of_the_others():
+    assert len({StartConfig.of(method_config(SMALL, method, 0)) for method in METHODS}) == 1
+
+
+def test_a_choice_among_chunks_at_play_is_no_other_start():
+    chosen = dataclasses.replace(SMALL.config, policy=dataclasses.replace(SMALL.config.policy, best_of=8))
+    assert StartConfig.of(chosen) == StartConfig.of(SMALL.config)
+
+
+def test_the_hash_of_a_cell_follows_every_option_and_the_perturbations(tmp_path):
+    def hash_of(method: str = "aloe", seed: int = 0, suite: Suite = SMALL) -> str:
+        return Cell.of(suite, method, seed, tmp_path, tmp_path).config_hash
+
+    longer = dataclasses.replace(SMALL, config=dataclasses.replace(SMALL.config, rounds=3))
+    perturbed = dataclasses.replace(SMALL, perturbations=("unseen",))
+    hashes = [hash_of(), hash_of("sft"), hash_of(seed=1), hash_of(suite=longer), hash_of(suite=perturbed)]
+    assert len(set(hashes)) == 5
+    assert hash_of() == hashes[0]
+
+
+@pytest.mark.parametrize(
+    ("methods", "seeds", "message"),
+    [
+        (("bc",), (0,), "unknown method 'bc'; there are sft, dagger"),
+        (("sft",), (-1,), "seed -1 is negative"),
+        ((), (0,), "name at least one method and one seed"),
+        (("sft",), (), "name at least one method and one seed"),
+        (("sft", "sft"), (0,), "named twice"),
+        (("sft",), (1, 1), "named twice"),
+    ],
+)
+def test_what_cannot_be_played_is_said_at_once(tmp_path, methods, seeds, message):
+    with pytest.raises(ValueError, match=message):
+        play(tmp_path, methods, seeds)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["benchmark", "precison-state"], "unknown suite 'precison-state'; did you mean precision-state?"),
+        (["benchmark-report"], "there are no results in results; play a suite first: aloe benchmark precision-state"),
+        (["benchmark-report", "precision", "--page", "page.md"], "there is no results/precision.parquet"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.md").touch()
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.touch()
+    monkeypatch.setattr(sys, "argv", ["aloe", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_task_is_a_suite_with_pictures_and_one_with_state():
+    assert sorted(SUITES) == sorted([*TASKS, *(f"{task}-state" for task in TASKS)])
+    for task in TASKS:
+        pictures, state = find_suite(task), find_suite(f"{task}-state")
+        assert (pictures.name, state.name) == (task, f"{task}-state")
+        assert (pictures.config.world.observations, state.config.world.observations) == ("pictures", "state")
+        world = dataclasses.replace(pictures.config.world, observations="state")
+        assert dataclasses.replace(pictures.config, world=world) == state.config
+
+
+def test_an_unknown_suite_is_named():
+    with pytest.raises(ValueError, match="unknown suite 'speed'; there are precision-state"):
+        find_suite("speed")
+
+
+def test_durations_are_written_as_people_say_them():
+    assert [duration(s) for s in (0.4, 42, 720, 11_100)] == ["0 s", "42 s", "12 min", "3:05 h"]
+
+
+if __name__ == "__main__":
+    play(Path(sys.argv[1]), seeds=(0,), jobs=1)

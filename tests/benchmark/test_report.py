@@ -1,0 +1,116 @@
+"""Tables and plots, from rows alone."""
+
+import pandas as pd
+import pytest
+
+from aloe.benchmark.report import replace_section, write_report
+from aloe.benchmark.results import COLUMNS, Results
+from aloe.benchmark.tables import check_comparable, methods_of, suite_section
+
+SUCCESSES = {"aloe": (90, 70), "sft": (40, 60)}  # of 100 episodes, at the last round, by seed
+
+
+def rows(perturbations: tuple[str, ...] = ("disturbance",)) -> list[dict]:
+    made = []
+    for method, last in SUCCESSES.items():
+        for seed in (0, 1):
+            for index, successes in ((0, 30), (1, last[seed])):
+                for perturbation in ("none", *perturbations):
+                    made.append(
+                        {
+                            "suite": "small",
+                            "observations": "state",
+                            "method": method,
+                            "seed": seed,
+                            "round": index,
+                            "perturbation": perturbation,
+                            "episodes": 10 + 30 * index,
+                            "env_steps": 100,
+                            "human_steps": 200 * index,
+                            "takeovers": 3 * index,
+                            "successes": successes if perturbation == "none" else 20,
+                            "evaluation_episodes": 100,
+                            "steps_to_success": 25.0,
+                            "throughput": 10.0 * successes,
+                            "collecting_seconds": 600.0,
+                            "training_seconds": 900.0,
+                            "evaluation_seconds": 300.0,
+                            "shared_seconds": 1800.0 if index == 0 else 600.0,
+                            "config_hash": "abc",
+                            "commit": "1234567",
+                            "machine": "2 cores",
+                        }
+                    )
+    return made
+
+
+def table(perturbations: tuple[str, ...] = ("disturbance",)) -> pd.DataFrame:
+    return pd.DataFrame(rows(perturbations)).astype(COLUMNS)
+
+
+def test_the_section_has_the_figures_that_follow_from_the_rows():
+    section = suite_section(table(), "benchmark-small.png")
+    # success 90 and 70 of 100: mean 80, resamples from 70 to 90; 10 * (90 + 70) / 2 = 800 an hour; perturbed 20 of 100
+    assert "| `aloe` | 2 | 80 (70 to 90) | 80 | 800 | 40 | 200 | 20 (20 to 20) | - |" in section
+    assert "| `sft` | 2 | 50 (40 to 60) | 50 | 500 | 40 | 200 | 20 (20 to 20) | - |" in section
+    # paired: 90 - 40 = 50 and 70 - 60 = 10, so 30, from 10 to 50; every seed of aloe beats every seed of sft
+    assert "| `sft` | 2 | +30 (+10 to +50) | 1.00 (1.00 to 1.00) |" in section
+    assert "Observations: **state**" in section
+    assert "    aloe benchmark small --methods sft aloe --seeds 0 1\n    aloe benchmark-report small" in section
+    assert "Commit 1234567; 2 cores." in section
+    assert "| `aloe` | 1 | 1 | as trained | 40 | 200 | 3 | 70 of 100 | 25 | 700 |" in section
+    assert "| `aloe` | 1 | 1 | disturbance | 40 | 200 | 3 | 20 of 100 | 25 | 700 |" in section
+
+
+def test_hours_count_a_common_start_once_a_seed():
+    # without perturbed rows: 2 methods x 2 seeds x 2 rounds of 1800 s are 14,400 s; a start is 1800 + 600 s, and of
+    # the four starts two were only copied: 14,400 - 4800 = 9600 s = 2.67 h
+    assert "4 cells, 2.7 hours of one core." in suite_section(table(()), "x.png")
+
+
+def test_methods_stand_in_the_order_of_the_suites_with_unknown_ones_last():
+    names = pd.DataFrame({"method": ["zero-fill", "aloe", "sft", "aloe-in-sample"]})
+    assert methods_of(names) == ["sft", "aloe", "aloe-in-sample", "zero-fill"]
+
+
+def test_cells_with_different_budgets_are_not_set_side_by_side():
+    short = table()
+    short = short[~((short["method"] == "sft") & (short["seed"] == 1) & (short["round"] == 1))]
+    with pytest.raises(ValueError, match=r"0 to 1 rounds; .* aloe benchmark small --methods sft --seeds 1"):
+        check_comparable(short)
+    mixed = table()
+    mixed.loc[0, "evaluation_episodes"] = 50
+    with pytest.raises(ValueError, match="differ in evaluation_episodes"):
+        check_comparable(mixed)
+
+
+def test_the_report_fills_its_section_and_leaves_the_rest_of_the_page(tmp_path):
+    Results(tmp_path / "results", "small").add(rows())
+    page = tmp_path / "results.md"
+    page.write_text("before\n\n<!-- benchmark:small -->\nold\n<!-- /benchmark -->\n\nafter\n")
+    assert write_report(["small"], tmp_path / "results", page) == [page, tmp_path / "benchmark-small.png"]
+    text = page.read_text()
+    assert text.startswith("before\n\n<!-- benchmark:small -->\n\nObservations")
+    assert text.endswith("</details>\n\n<!-- /benchmark -->\n\nafter\n")
+    assert "old" not in text
+    assert (tmp_path / "benchmark-small.png").read_bytes().startswith(b"\x89PNG")
+    write_report(["small"], tmp_path / "results", page)
+    assert page.read_text() == text
+
+
+def test_a_page_without_the_section_is_named_and_left_alone(tmp_path):
+    Results(tmp_path, "small").add(rows())
+    page = tmp_path / "results.md"
+    page.write_text("<!-- benchmark:other -->\n<!-- /benchmark -->\n")
+    with pytest.raises(ValueError, match="has no place for small; add the lines <!-- benchmark:small -->"):
+        write_report(["small"], tmp_path, page)
+    assert not (tmp_path / "benchmark-small.png").exists()
+    with pytest.raises(ValueError, match=r"there is no .*missing.md"):
+        write_report(["small"], tmp_path, tmp_path / "missing.md")
+
+
+def test_a_section_ends_at_its_own_end(tmp_path):
+    text = "<!-- benchmark:a -->1<!-- /benchmark --> between <!-- benchmark:b -->2<!-- /benchmark -->"
+    assert replace_section(text, "b", "new", tmp_path) == (
+        "<!-- benchmark:a -->1<!-- /benchmark --> between <!-- benchmark:b -->\n\nnew\n\n<!-- /benchmark -->"
+    )
