@@ -49,7 +49,7 @@ class Rank:
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
-    steps: int = 2000
+    steps: int = 1000
     """Gradient steps of each estimator for each version, from scratch."""
     estimators: tuple[Estimator, ...] = ("aloe", "monte-carlo", "fqe")
     """What is compared."""
