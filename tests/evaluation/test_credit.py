@@ -6,9 +6,9 @@ import pytest
 from aloe.evaluation.credit import credit, failure_step, steepest_drop, takeovers, weighted_median
 
 
-def test_failure_is_where_progress_was_last_at_its_best():
-    # range 0..10, so 9.5 is enough: step 3 (9.6) is the last; what comes after step 4 is a vain attempt
-    assert failure_step(np.array([0.0, 5.0, 10.0, 9.6, 2.0, 6.0, 3.0]), None) == 3
+def test_failure_is_the_step_that_lost_the_best_progress_for_good():
+    # range 0..10, so 9.5 is enough: after step 3 (9.6) it still was, step 4 lost it; the rise after step 5 is in vain
+    assert failure_step(np.array([0.0, 5.0, 10.0, 9.6, 2.0, 6.0, 3.0]), None) == 4
 
 
 def test_an_episode_at_its_best_when_time_ran_out_failed_at_its_last_step():

@@ -71,6 +71,7 @@ def test_the_summary_has_the_numbers_and_warnings_of_every_round_with_critics(ru
     numbers = second["trust"]
     assert numbers["episodes"] == 2
     assert numbers["start_count"] == 2
+    assert numbers["credit_episodes"] == 2  # both failed, and the simulator knows when
     assert (
         numbers["value_count"]
         == numbers["chunk_count"]
@@ -240,8 +241,8 @@ def test_a_failure_is_noted_from_progress_or_disturbance_and_a_success_has_none(
         success=np.zeros(steps, bool),
     )
     progress = np.array([0, 3, 1, 1, 1, 1], np.float32)
-    assert EvaluatedEpisode.of(lost, progress, None).failure_step == 1
-    assert EvaluatedEpisode.of(lost, progress, 4).failure_step == 4
+    assert EvaluatedEpisode.of(replace(lost, progress=progress)).failure_step == 2
+    assert EvaluatedEpisode.of(replace(lost, progress=progress, disturbed_at=4)).failure_step == 4
     assert EvaluatedEpisode.of(lost).failure_step is None
-    won = EvaluatedEpisode.of(replace(lost, success=last), progress, 4)
+    won = EvaluatedEpisode.of(replace(lost, success=last, progress=progress, disturbed_at=4))
     assert (won.failure_step, won.disturbed_at, won.success, won.steps) == (None, 4, True, 6)

@@ -18,16 +18,18 @@ PLATEAU = 0.05
 def failure_step(progress: Shaped[ndarray, "T"], disturbed_at: int | None) -> int | None:
     """The step at which a *failed* episode went wrong.
 
-    Where the world was disturbed, that step. Otherwise the last step at which the progress was (within `PLATEAU` of its
-    range) the best of the episode: afterwards it never came so far again. An episode that was still at its best when time
-    ran out went wrong at its last step. None where the progress is not known.
+    Where the world was disturbed, that step. Otherwise the first step from which on the progress never was the best of the
+    episode again (within `PLATEAU` of its range): the action of that step lost what had been reached. An episode that was
+    still at its best when time ran out went wrong at its last step. None where the progress is not known.
+
+    progress: after each step.
     """
     if disturbed_at is not None:
         return disturbed_at
     if not len(progress):
         return None
     enough = progress.max() - PLATEAU * (progress.max() - progress.min())
-    return int(np.flatnonzero(progress >= enough)[-1])
+    return min(int(np.flatnonzero(progress >= enough)[-1]) + 1, len(progress) - 1)
 
 
 def steepest_drop(value: Shaped[ndarray, "T"]) -> int:

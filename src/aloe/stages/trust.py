@@ -62,17 +62,13 @@ class EvaluatedEpisode:
     """Step at which the world was disturbed."""
 
     @staticmethod
-    def of(
-        episode: Episode, progress: Float32[ndarray, "T"] | None = None, disturbed_at: int | None = None
-    ) -> "EvaluatedEpisode":
-        """progress, disturbed_at: what the simulator knows of the episode, if it does."""
-        progress = np.zeros(0, np.float32) if progress is None else progress
+    def of(episode: Episode) -> "EvaluatedEpisode":
         return EvaluatedEpisode(
             seed=episode.seed,
             steps=episode.steps,
             success=episode.succeeded,
-            failure_step=None if episode.succeeded else failure_step(progress, disturbed_at),
-            disturbed_at=disturbed_at,
+            failure_step=None if episode.succeeded else failure_step(episode.progress, episode.disturbed_at),
+            disturbed_at=episode.disturbed_at,
         )
 
     @staticmethod
