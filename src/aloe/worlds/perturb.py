@@ -36,7 +36,8 @@ class Disturbance:
         self._moves = rng.random() < 0.5
         direction = rng.standard_normal(3)
         self._push = direction / np.linalg.norm(direction)
-        loose = np.flatnonzero(sim.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        joints: Any = mujoco.mjtJoint  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
+        loose = np.flatnonzero(sim.model.jnt_type == joints.mjJNT_FREE)
         matters = len(loose) > 0 and not task.startswith("reach-")  # whose puck is of no use
         self._joint: int | None = int(loose[0]) if matters else None
         self.at: int | None = None
