@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Adam's moments of weights that no longer get a gradient decay into denormal numbers, with which a CPU computes ten times as
-# slowly: a clone of 2000 steps took five times as long at its end as at its start. Here, because threads that are made later
-# inherit the setting.
+# Adam's moments of weights that get no gradient any more decay into denormal numbers, with which a CPU computes far more
+# slowly. Set where training is imported, because threads that are made later inherit it.
 torch.set_flush_denormal(True)
 
 Log = Callable[[int, dict[str, float]], None]

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from aloe import cli
-from aloe.benchmark.cells import Cell, play_start
+from aloe.benchmark.cells import Cell, play_cell, play_start
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
@@ -119,7 +119,7 @@ def test_it_says_after_every_cell_what_is_left(played):
     for left, line in zip((2, 1), cells[:2], strict=True):
         assert re.search(rf"; {left} of 4 cells to play, about \d+ s left$", line)
     assert cells[2].endswith("; nothing left")
-    assert sum(line.startswith("small base-") for line in said) == 2
+    assert [line.split(":")[0] for line in said if line.startswith("small base-")] == ["small base-1"]  # 0 was there
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_killed_benchmark_goes_on_and_ends_with_the_same_rows(played, tmp_path
     process.wait()
     finished = rows(tmp_path)
     assert play(tmp_path, seeds=(0,))[0] == "1 of 2 cells are finished already"
-    decided = [name for name in COLUMNS if not name.endswith("_seconds")]
+    decided = [name for name in COLUMNS if not name.endswith("_seconds") and name != "commit"]
     expected = rows(played[0]).query("seed == 0").reset_index(drop=True)
     pd.testing.assert_frame_equal(rows(tmp_path)[decided], expected[decided])
     kept = rows(tmp_path).merge(finished, how="inner")  # in all columns, the seconds too: not played again
@@ -197,6 +197,25 @@ def test_a_start_is_made_once_and_then_left_alone(tmp_path):
     assert said == []
     assert files(run.root, "**/*") == before
     assert RunFolder(run.root).done(0, "eval") is not None
+
+
+@pytest.mark.slow
+def test_the_first_and_the_last_policy_are_measured_under_perturbations_on_as_many_episodes(tmp_path):
+    config = dataclasses.replace(SMALL.config, rounds=2)
+    suite = dataclasses.replace(SMALL, config=config, perturbations=("disturbance", "unseen"))
+    play_cell(Cell.of(suite, "sft", 0, tmp_path / "runs", tmp_path / "results"), lambda line: None)
+    found = rows(tmp_path)
+    assert found[["round", "perturbation"]].values.tolist() == [
+        *([0, "disturbance"], [0, "none"], [0, "unseen"]),
+        [1, "none"],
+        *([2, "disturbance"], [2, "none"], [2, "unseen"]),
+    ]
+    assert set(found["evaluation_episodes"]) == {3}
+    perturbed = found[found["perturbation"] != "none"]
+    assert (perturbed["evaluation_seconds"] > 0).all()
+    assert (perturbed[["collecting_seconds", "training_seconds"]] == 0).all(axis=None)
+    made = RunFolder(tmp_path / "runs" / "small" / "base-0")
+    assert made.done(0, "eval-unseen") == RunFolder(tmp_path / "runs" / "small" / "sft-0").done(0, "eval-unseen")
 
 
 def test_a_variant_that_changes_the_common_start_is_refused(tmp_path, monkeypatch):

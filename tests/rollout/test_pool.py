@@ -149,6 +149,20 @@ def test_human_whose_attention_is_used_up_no_longer_comes(pool):
         play(pool, human=eager, takeovers=[1, 1, 1])
 
 
+def test_what_the_simulator_knows_comes_with_the_episode():
+    world = MetaWorldConfig(
+        task="faucet-open-v3", observations="state", max_steps=20, action_repeat=2, perturbation="disturbance"
+    )
+    with WorldPool(world, workers=1) as pool:
+        episodes = list(pool.play(REQUESTS[:2], Listener(), execute=4, policy_version=0))
+    for episode in episodes:
+        assert episode.progress.shape == (episode.steps,)
+        assert len(set(episode.progress)) > 1
+        assert 1 <= episode.disturbed_at < 4  # from 5 % to 20 % of the time
+    # The disturbance is not what the policy did: its own actions stay on record.
+    assert all((episode.action == np.float32([0, -1, -1, 0])).all() for episode in episodes)
+
+
 def test_each_row_is_told_the_instruction_of_its_own_task():
     world = MetaWorldConfig(
         task="faucet-open-v3", also=("faucet-close-v3",), observations="state", max_steps=5, action_repeat=2

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from aloe.benchmark.cells import Cell
 from aloe.benchmark.results import Results, by_cell, cell_seconds, start_seconds
-from aloe.benchmark.start import StartConfig, check_folder
+from aloe.benchmark.start import StartConfig, check_folder, is_made
 from aloe.benchmark.suites import Suite
 from aloe.loop import Say
 
@@ -128,13 +128,16 @@ class _Play:
     def __init__(self, suite: str, cells: list[Cell], left: list[Cell], jobs: int, say: Say) -> None:
         self.suite, self.cells, self.jobs, self.say = suite, cells, jobs, say
         self.waiting: list[Job] = []
-        for seed in dict.fromkeys(cell.seed for cell in left):
-            mine = [cell for cell in left if cell.seed == seed]
-            self.waiting.append(Job(what="start", cell=mine[0]))
-            self.waiting += [Job(what="cell", cell=cell) for cell in mine]
-        self.running: list[_Running] = []
         self.begun: set[int] = set()
         """Seeds whose start is there."""
+        for seed in dict.fromkeys(cell.seed for cell in left):
+            mine = [cell for cell in left if cell.seed == seed]
+            if is_made(mine[0].start, mine[0].perturbations):
+                self.begun.add(seed)
+            else:
+                self.waiting.append(Job(what="start", cell=mine[0]))
+            self.waiting += [Job(what="cell", cell=cell) for cell in mine]
+        self.running: list[_Running] = []
         self.failed: list[Job] = []
 
     def run(self) -> None:

@@ -67,6 +67,13 @@ def check_folder(root: Path, config: RunConfig | StartConfig) -> None:
         raise ValueError(f"{error}, or delete that folder (rows of finished cells stay in the results)") from error
 
 
+def is_made(root: Path, perturbations: tuple[str, ...]) -> bool:
+    """Whether the common start in a folder is complete."""
+    run = RunFolder(root)
+    measured = all(run.done(0, perturbed_stage(name)) for name in perturbations)
+    return measured and bool(run.done(0, "eval") and run.done(1, "collect"))
+
+
 def make_start(config: RunConfig, perturbations: tuple[str, ...], root: Path, say: Say) -> RunFolder:
     """Makes the common start in `root`, or goes on with it, or finds it done. Waits where another process makes it.
 
@@ -76,6 +83,8 @@ def make_start(config: RunConfig, perturbations: tuple[str, ...], root: Path, sa
     with waiting_lock(root.with_name(root.name + ".lock")):
         check_folder(root, StartConfig.of(config))
         run = RunFolder.open(root, StartConfig.of(config))
+        if is_made(root, perturbations):
+            return run
         if not (run.done(0, "eval") and run.done(1, "collect")):
             with open_circle(config, run, say) as circle:
                 if not run.done(0, "eval"):

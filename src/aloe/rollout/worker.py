@@ -37,8 +37,9 @@ def main() -> None:
 def serve(connection: Connection) -> None:
     """Builds the world that the first message describes, then plays what is asked for."""
     fields = receive(connection).fields
-    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
-    world = MetaWorld(MetaWorldConfig(**fields | lists))
+    for name in ("cameras", "also"):  # JSON knows only lists
+        fields[name] = tuple(fields[name])
+    world = MetaWorld(MetaWorldConfig(**fields))
     try:
         send(connection, "ready")
         while True:

@@ -205,9 +205,8 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         sim = self._scene.sim
         if seed is not None:
             sim.seed(seed)
-        self._sim_observation, _ = sim.reset()
-        if self.config.observations == "state" or self.config.also:
-            self._sim_observation = _seen_now(sim)
+        sim.reset()
+        self._sim_observation = _seen_now(sim)
         chance = self.np_random.spawn(1)[0]  # Meta-World seeds its own generator alike: the same numbers
         if self._scene.colours is not None:
             self._scene.colours.change(chance)
@@ -331,10 +330,10 @@ def _seen_now(sim: Any) -> NDArray[np.float64]:
     """The first observation of an episode, of its own scene.
 
     Meta-World's resets move bodies without telling MuJoCo, so that in many tasks (faucets, the box of peg-insert-side)
-    the first observation, and picture, has them where they stood before; from the first step on all is right. In single
-    tasks with pictures this is left as it is: figures have been published with it.
+    the first observation, and picture, has them where they stood before; from the first step on all is right.
     """
-    mujoco.mj_forward(sim.model, sim.data)
+    forward: Any = mujoco.mj_forward  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
+    forward(sim.model, sim.data)
     sim._prev_obs = sim._get_curr_obs_combined_no_goal()
     return sim._get_obs()
 

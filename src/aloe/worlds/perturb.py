@@ -8,10 +8,10 @@ from gymnasium.spaces import Box
 from jaxtyping import Float32
 from numpy import ndarray
 
-_MOMENT: Final = (0.05, 0.25)
+_MOMENT: Final = (0.05, 0.2)
 """A disturbance comes at a step drawn uniformly from this part of the time."""
-_OPEN_STEPS: Final = 4
-"""Steps for which an opened gripper stays open: 0.2 s at 50 ms a step."""
+_OPEN_STEPS: Final = 2
+"""Steps for which an opened gripper stays open: 0.1 s at 50 ms a step, enough to drop what it holds."""
 _PUSH_STEPS: Final = 3
 """Steps for which the arm is pushed, at its full speed: up to 12 cm at 50 ms a step."""
 _SHIFT: Final = (0.02, 0.05)
@@ -36,7 +36,8 @@ class Disturbance:
         self._moves = rng.random() < 0.5
         direction = rng.standard_normal(3)
         self._push = direction / np.linalg.norm(direction)
-        loose = np.flatnonzero(sim.model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+        joints: Any = mujoco.mjtJoint  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
+        loose = np.flatnonzero(sim.model.jnt_type == joints.mjJNT_FREE)
         matters = len(loose) > 0 and not task.startswith("reach-")  # whose puck is of no use
         self._joint: int | None = int(loose[0]) if matters else None
         self.at: int | None = None
@@ -112,10 +113,15 @@ def start_outside(sim: Any) -> None:
     if not wide.any():
         raise ValueError("this task always starts in the same place: there are no unseen starts; choose another")
     margin = np.where(wide, _UNSEEN_SHARE * (high - low), 0.0)
+    lowest, highest = low - margin, high + margin
+    if len(low) % 3 == 0:  # positions: not beyond what the hand can reach, unless training is there already
+        positions = len(low) // 3
+        lowest = np.minimum(low, np.maximum(lowest, np.tile(sim.hand_low, positions)))
+        highest = np.maximum(high, np.minimum(highest, np.tile(sim.hand_high, positions)))
 
     def draw() -> ndarray:
         while True:
-            drawn = sim.np_random.uniform(low - margin, high + margin)
+            drawn = sim.np_random.uniform(lowest, highest)
             if (wide & ((drawn < low) | (drawn > high))).any():
                 return drawn
 
