@@ -19,7 +19,7 @@ from aloe.loop import CollectConfig, EvalConfig, RunConfig, Say, open_circle
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.run import RunFolder, new_folder, to_plain, write_json
-from aloe.stages import DemosConfig, PolicyConfig
+from aloe.stages import DemosConfig, PolicyConfig, TrustConfig
 from aloe.worlds.metaworld import MetaWorldConfig
 
 
@@ -37,6 +37,7 @@ class StartConfig:
     collect: CollectConfig
     human: HumanConfig
     eval: EvalConfig
+    trust: TrustConfig
 
     @staticmethod
     def of(config: RunConfig) -> "StartConfig":

@@ -93,8 +93,8 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
     },
     "instructions": {
         "world": {
-            "task": "faucet-open-v3",
-            "also": ("faucet-close-v3", "drawer-open-v3", "drawer-close-v3"),
+            "task": "reach-v3",
+            "also": ("pick-place-v3", "faucet-open-v3", "faucet-close-v3"),
             "max_steps": 60,
         },
         "demos": {"episodes": 12},

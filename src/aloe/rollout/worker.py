@@ -37,9 +37,8 @@ def main() -> None:
 def serve(connection: Connection) -> None:
     """Builds the world that the first message describes, then plays what is asked for."""
     fields = receive(connection).fields
-    for name in ("cameras", "also"):  # JSON knows only lists
-        fields[name] = tuple(fields[name])
-    world = MetaWorld(MetaWorldConfig(**fields))
+    config: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}  # from JSON
+    world = MetaWorld(MetaWorldConfig(**config))
     try:
         send(connection, "ready")
         while True:

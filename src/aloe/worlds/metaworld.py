@@ -236,10 +236,9 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8. Nothing with state observations."""
         scene, pictures = self._scene, {}
         for camera, (size, _) in self.config.camera_sizes.items():
-            if scene.renderer is None:
-                scene.renderer = _fast_renderer(scene.sim.model, size)
-            scene.renderer.update_scene(scene.sim.data, camera=camera)
-            pictures[f"observation.images.{camera}"] = scene.renderer.render()
+            renderer = scene.renderer = scene.renderer or _fast_renderer(scene.sim.model, size)
+            renderer.update_scene(scene.sim.data, camera=camera)
+            pictures[f"observation.images.{camera}"] = renderer.render()
         return pictures
 
     def camera_names(self) -> tuple[str, ...]:
@@ -332,8 +331,7 @@ def _seen_now(sim: Any) -> NDArray[np.float64]:
     Meta-World's resets move bodies without telling MuJoCo, so that in many tasks (faucets, the box of peg-insert-side)
     the first observation, and picture, has them where they stood before; from the first step on all is right.
     """
-    forward: Any = mujoco.mj_forward  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
-    forward(sim.model, sim.data)
+    sim.set_state(sim.data.qpos, sim.data.qvel)
     sim._prev_obs = sim._get_curr_obs_combined_no_goal()
     return sim._get_obs()
 

@@ -2,12 +2,13 @@
 
 from typing import Any, Final
 
-import mujoco
 import numpy as np
 from gymnasium.spaces import Box
 from jaxtyping import Float32
 from numpy import ndarray
 
+_FREE_JOINT: Final = 0
+"""MuJoCo's mjJNT_FREE: a body that hangs on nothing."""
 _MOMENT: Final = (0.05, 0.2)
 """A disturbance comes at a step drawn uniformly from this part of the time."""
 _OPEN_STEPS: Final = 2
@@ -36,8 +37,7 @@ class Disturbance:
         self._moves = rng.random() < 0.5
         direction = rng.standard_normal(3)
         self._push = direction / np.linalg.norm(direction)
-        joints: Any = mujoco.mjtJoint  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
-        loose = np.flatnonzero(sim.model.jnt_type == joints.mjJNT_FREE)
+        loose = np.flatnonzero(sim.model.jnt_type == _FREE_JOINT)
         matters = len(loose) > 0 and not task.startswith("reach-")  # whose puck is of no use
         self._joint: int | None = int(loose[0]) if matters else None
         self.at: int | None = None
