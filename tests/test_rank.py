@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aloe.config import PRESETS, RunConfig
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows
-from aloe.loop import PRESETS, RunConfig, run_circle
+from aloe.loop import run_circle
 from aloe.rank import discounted_return, measures, open_run, rank_run, settings
 from aloe.run import RunFolder, from_plain, to_plain
 from aloe.stages import EvaluatedEpisode, PolicyConfig

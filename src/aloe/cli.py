@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 
 from aloe import stages
 from aloe.benchmark.commands import COMMANDS as BENCHMARK_COMMANDS
+from aloe.config import PRESETS, RunConfig
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
-from aloe.loop import PRESETS, RunConfig, run_circle
+from aloe.loop import run_circle
 from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, default_execute

@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from aloe import stages
+from aloe.config import RunConfig
 from aloe.evaluation.ranking import regret, spearman
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
-from aloe.loop import RunConfig
 from aloe.policies.flow import PolicyBundle
 from aloe.returns import monte_carlo_return
 from aloe.run import RunFolder, from_plain, write_json

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from aloe import stages
+from aloe.policies.flow import PolicyPlayer
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorldPool
@@ -39,7 +40,7 @@ def bundle(demos):
 
 def collect(store, pool, bundle, *, episodes, already, human=EAGER):
     config = {"execute": 4, "version": 0, "seed": 0, "round_index": 1}
-    stages.collect(store, pool, bundle, human, episodes=episodes, already=already, **config)
+    stages.collect(store, pool, PolicyPlayer(bundle=bundle), human, episodes=episodes, already=already, **config)
 
 
 def takeovers(store):
@@ -79,7 +80,7 @@ def test_tasks_take_turns_and_attention_is_spent_the_same_however_often_collecti
 
 
 def test_success_is_measured_on_all_tasks_in_turn(pool, bundle):
-    report = stages.measure(pool, bundle, episodes=4, execute=4, version=0, seed=0)
+    report = stages.measure(pool, PolicyPlayer(bundle=bundle), episodes=4, execute=4, version=0, seed=0)
     assert report.episodes == 4
 
 

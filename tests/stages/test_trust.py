@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from aloe import stages
+from aloe.config import PRESETS
 from aloe.evaluation.credit import Credit
 from aloe.experience.schema import Frames
 from aloe.experience.store import ExperienceStore
-from aloe.loop import PRESETS, run_circle
+from aloe.loop import run_circle
 from aloe.policies.flow import PolicyBundle, PolicyPlayer
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.pool import WorldPool

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
-from aloe.loop import CollectConfig, EvalConfig, Method, RunConfig
+from aloe.config import CollectConfig, EvalConfig, Method, RunConfig
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import GRADES
 from aloe.stages import DemosConfig
