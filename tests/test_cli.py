@@ -128,6 +128,7 @@ HELP = {
     "improve": ["--policy.path", "--dataset.root", "--advantages", "--output-dir", "--steps", "--learning-rate"],
     "eval": ["--policy.path", "--episodes", "--execute", "--seed", "--output", "--world.max-steps"],
     "report": ["PATH", "--output", "Run folders."],
+    "rank": ["PATH", "--steps", "--estimators", "monte-carlo", "fqe"],
     "benchmark": ["SUITE", "--methods", "--seeds", "--output-dir", "--results", "--jobs"],
     "benchmark-report": ["Suites;", "--results", "--page"],
 }
@@ -173,11 +174,12 @@ def test_the_run_folder_holds_what_it_should(run):
     assert {p.name for p in (run / "rounds").iterdir()} == {"000", "001"}
     for index, files in (
         ("000", {"optimizer.safetensors"}),
-        ("001", {"optimizer.safetensors", "critic.safetensors", "advantages.parquet"}),
+        ("001", {"optimizer.safetensors", "critic.safetensors", "advantages.parquet", "trust.json"}),
     ):
         folder = run / "rounds" / index
         assert {p.name for p in (folder / "pretrained_model").iterdir()} == policy
-        assert {p.name for p in folder.iterdir() if not p.name.endswith(".done.json")} == files | {"pretrained_model"}
+        always = {"pretrained_model", "fresh", "fresh.json"}
+        assert {p.name for p in folder.iterdir() if not p.name.endswith(".done.json")} == files | always
     assert ExperienceStore.open(run / "experience").num_episodes == 4  # 2 demonstrations and 2 of the round
 
 
@@ -207,7 +209,7 @@ def test_the_summary_counts_what_the_store_holds(run):
     assert last["human_steps"] == (frames.source == Source.HUMAN).sum()
     assert last["takeovers"] == len(np.unique(frames.episode[frames.source == Source.HUMAN]))
     assert list(first["seconds"]) == ["demos", "sft", "eval"]
-    assert list(last["seconds"]) == ["collect", "sample", "critic", "advantages", "improve", "eval"]
+    assert list(last["seconds"]) == ["collect", "sample", "critic", "advantages", "trust", "improve", "eval"]
 
 
 def test_tensorboard_shows_the_metrics(run):

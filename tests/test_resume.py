@@ -34,6 +34,9 @@ KILLS = [
     ("sft: between two checkpoints", "rename", "*/rounds/000/sft.checkpoint.safetensors", 1),
     ("sft: trained and logged, nothing written", "rename", "*/rounds/000/optimizer.safetensors", 0),
     ("sft: half of the policy's folder", "open", "*/rounds/000/pretrained_model.partial/policy_pre*.json", 0),
+    ("eval: the second recorded episode is not counted yet", "rename", "*/000/fresh.partial/meta/info.json", 1),
+    ("eval: recorded, not in place", "rename", "*/rounds/000/fresh", 0),
+    ("eval: recorded, what is known of the episodes is not", "rename", "*/rounds/000/fresh.json", 0),
     ("eval: measured and logged, not marked", "rename", "*/rounds/000/eval.done.json", 0),
     ("after the round: before the summary", "rename", "*/summary.json", 0),
     ("collect: in the second episode", "rename", "*/experience/meta/info.json", 1),
@@ -43,6 +46,10 @@ KILLS = [
     ("critic: trained and logged, nothing written", "rename", "*/rounds/001/critic.safetensors", 0),
     ("advantages: half the file", "rename", "*/rounds/001/advantages.parquet", 0),
     ("advantages: written and logged, not marked", "rename", "*/rounds/001/advantages.done.json", 0),
+    ("trust: while features of fresh episodes are encoded", "rename", "*/fresh/000/features/*/index.json", 0),
+    ("trust: sampled, not in place", "rename", "*/cache/fresh/000/samples.npy", 0),
+    ("trust: judged, nothing written", "rename", "*/rounds/001/trust.json", 0),
+    ("trust: written and logged, not marked", "rename", "*/rounds/001/trust.done.json", 0),
     ("improve: between two checkpoints", "rename", "*/rounds/001/improve.checkpoint.safetensors", 1),
     ("improve: the policy stands beside its place", "rename", "*/rounds/001/pretrained_model", 0),
     ("improve: written, not marked", "rename", "*/rounds/001/improve.done.json", 0),
@@ -133,7 +140,10 @@ def whole(tmp_path_factory) -> Path:
 
 def results(root: Path) -> dict[str, object]:
     """All that a run has found out: relative path -> bytes, or the content without what a clock decides."""
-    exact = ("rounds/*/*.safetensors", "rounds/*/pretrained_model/*", "cache/samples/*", "experience/data/*/*")
+    exact = (
+        *("rounds/*/*.safetensors", "rounds/*/pretrained_model/*", "cache/samples/*", "experience/data/*/*"),
+        *("rounds/*/fresh/data/*/*", "rounds/*/fresh.json", "rounds/*/trust.json"),
+    )
     content: dict[str, object] = {
         str(path.relative_to(root)): path.read_bytes() for pattern in exact for path in root.glob(pattern)
     }

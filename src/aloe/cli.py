@@ -20,13 +20,15 @@ from safetensors import SafetensorError
 
 from aloe import stages
 from aloe.benchmark.commands import COMMANDS as BENCHMARK_COMMANDS
+from aloe.config import PRESETS, RunConfig
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
-from aloe.loop import PRESETS, RunConfig, run_circle
+from aloe.loop import run_circle
 from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, default_execute
 from aloe.policies.train import ActorConfig
+from aloe.rank import Rank
 from aloe.report.text import draw_curve, read_summary, summary_table
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorkerError, WorldPool
@@ -327,6 +329,7 @@ COMMANDS = {
     "improve": Improve,
     "eval": Eval,
     "report": Report,
+    "rank": Rank,
     **BENCHMARK_COMMANDS,
 }
 

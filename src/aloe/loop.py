@@ -6,125 +6,32 @@ killed anywhere and started again ends with the same weights as one that was not
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from jaxtyping import Float32
 from numpy import ndarray
 
 from aloe import stages
+from aloe.config import RunConfig, ValueMethod
 from aloe.experience.store import ExperienceStore
-from aloe.experience.windows import WindowConfig, make_windows, return_scale
+from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.methods.aloe import AloeConfig
-from aloe.methods.awr import AwrConfig
-from aloe.methods.qc import QcConfig
-from aloe.methods.recap import RecapConfig
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, check_sees_all, chunk_shape
-from aloe.policies.train import ActorConfig, ActorRows
-from aloe.rollout.human import HumanConfig
+from aloe.policies.train import ActorRows
 from aloe.rollout.pool import ChunkPolicy, WorldPool
-from aloe.run import RunFolder, write_json
-from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
+from aloe.run import RunFolder, new_folder, write_json
+from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.training import Log
-from aloe.types import Source
-from aloe.value.critic import CriticConfig
-from aloe.value.fit import CriticState, Evaluation, FitConfig
+from aloe.types import Episode, Source
+from aloe.value.fit import CriticState, Evaluation
 from aloe.value.play import BestOfPlayer
 from aloe.worlds.metaworld import MetaWorldConfig
 
-ValueMethod = Literal["awr", "recap"]
-"""Methods that compare actions with the value of whoever acted in the buffer."""
-CriticMethod = Literal["aloe", "qc"]
-"""Methods with chunk critics."""
-Method = Literal["aloe", "qc", "awr", "recap", "filtered", "dagger", "sft"]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollectConfig:
-    """What is played in each round."""
-
-    episodes: int = 20
-    """Episodes a round."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError("a round needs at least one episode: --collect.episodes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """How the success of a policy version is measured."""
-
-    episodes: int = 50
-    """Episodes, on the same seeds for every version."""
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise ValueError("success cannot be measured on no episodes: --eval.episodes")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything that decides a run's result, but for the machine."""
-
-    seed: int = 0
-    """Seed of everything that is chance."""
-    method: Method = "aloe"
-    """How the policy improves; docs/methods.md has a section on each."""
-    rounds: int = 3
-    """Rounds after cloning."""
-    workers: int = 3
-    """Worlds at once, each in a process. Part of the config: it decides the last bits of a policy's output."""
-    world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
-    demos: DemosConfig = field(default_factory=DemosConfig)
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
-    window: WindowConfig = field(default_factory=WindowConfig)
-    sft: ActorConfig = field(default_factory=lambda: ActorConfig(steps=1500))
-    collect: CollectConfig = field(default_factory=CollectConfig)
-    human: HumanConfig = field(default_factory=HumanConfig)
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    fit: FitConfig = field(default_factory=FitConfig)
-    aloe: AloeConfig = field(default_factory=AloeConfig)
-    awr: AwrConfig = field(default_factory=AwrConfig)
-    recap: RecapConfig = field(default_factory=RecapConfig)
-    qc: QcConfig = field(default_factory=QcConfig)
-    improve: ActorConfig = field(default_factory=lambda: ActorConfig(steps=500, learning_rate=5e-4))
-    eval: EvalConfig = field(default_factory=EvalConfig)
-
-    def __post_init__(self) -> None:
-        if self.policy.execute > self.window.horizon:
-            raise ValueError(
-                f"--policy.execute {self.policy.execute} is more than the chunk of --window.horizon {self.window.horizon}"
-            )
-        if self.rounds < 0 or self.seed < 0 or self.workers < 1:
-            raise ValueError("--rounds and --seed must not be negative, --workers at least 1")
-        if self.fit.target_samples > self.aloe.samples:
-            raise ValueError(
-                f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
-                f"{self.aloe.samples}"
-            )
-        if self.policy.best_of > 1 and self.method not in get_args(CriticMethod):
-            raise ValueError(f"--policy.best-of {self.policy.best_of} needs critics, and {self.method} has none")
-
-    @property
-    def samples(self) -> int:
-        """M: chunks that are drawn at every frame for the critics."""
-        return self.qc.samples if self.method == "qc" else self.aloe.samples
-
-    @property
-    def best_of(self) -> int:
-        """Chunks among which the critics choose at play."""
-        return self.qc.samples if self.method == "qc" else self.policy.best_of
-
-    @property
-    def critic_fit(self) -> FitConfig:
-        """How the critics of this method are trained."""
-        return qc.fit_config(self.fit, self.qc) if self.method == "qc" else self.fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +68,7 @@ class Circle:
         self.measure(0)
 
     def play_round(self, index: int) -> None:
-        """collect -> sample -> critic -> advantages -> improve -> eval, as far as the method has these stages."""
+        """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages."""
         run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
         self.collect(index)
         if not run.done(index, "advantages"):
@@ -172,6 +79,8 @@ class Circle:
                     self._evaluate_states(index, bundle, self.config.method)
                 case "sft" | "dagger" | "filtered":
                     pass  # nothing is evaluated
+        if self.config.judges_critics and not run.done(index, "trust"):
+            self._trust(index, bundle)
         if not run.done(index, "improve"):
             self.say(f"round {index}: improving the policy")
             with run.stage(index, "improve"):
@@ -277,6 +186,38 @@ class Circle:
         with run.stage(index, "advantages"):
             run.logger(index, "advantages")(0, stages.value_advantage_stage(inputs, state, weigh, out))
 
+    def _trust(self, index: int, bundle: PolicyBundle) -> None:
+        """Judges the critics of a round on the recorded evaluation episodes of the policy that they evaluated."""
+        config, run, version = self.config, self.run, index - 1
+        learnt, state = self._inputs(bundle), self._new_critic(PolicyBundle.load(run.policy(0)))
+        state.load(run.round(index) / "critic.safetensors")
+        fresh = stages.fresh_inputs(
+            run.round(version) / "fresh",
+            bundle,
+            learnt.tower,
+            run.cache / "fresh" / f"{version:03d}",
+            config.window,
+            self._scale,
+        )
+        with run.stage(index, "trust") as result:
+            trust = stages.trust_stage(
+                fresh,
+                EvaluatedEpisode.read(run.round(version) / "fresh.json"),
+                learnt,
+                run.round(index) / "advantages.parquet",
+                state.critic,
+                config.critic_fit,
+                (config.seed, "trust", index),
+                samples=config.samples,
+                best_of=version > 0 and config.best_of > 1,
+                weighted=config.method == "aloe",
+            )
+            write_json(run.round(index) / "trust.json", trust)
+            run.logger(index, "trust")(0, {k: v for k, v in trust["numbers"].items() if v is not None})
+            result |= {"numbers": trust["numbers"], "warnings": trust["warnings"]}
+        for warning in trust["warnings"]:
+            self.say(f"round {index}: warning: {warning}")
+
     def _improve(self, index: int, bundle: PolicyBundle) -> None:
         config, run, out = self.config, self.run, self.run.round(index)
         frames = self.store.columns()
@@ -305,7 +246,8 @@ class Circle:
     def measure(self, version: int, stage: str = "eval") -> None:
         """Measures the success of a version in the pool's world, as that stage of its round."""
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
-        with self.run.stage(version, stage) as result:
+        keeping = self._fresh(version) if stage == "eval" else nullcontext(_forget)
+        with self.run.stage(version, stage) as result, keeping as keep:
             report = stages.measure(
                 self.pool,
                 self._player(version),
@@ -313,6 +255,8 @@ class Circle:
                 execute=self.config.policy.execute,
                 version=version,
                 seed=self.config.seed,
+                recorded=self.config.trust.episodes,
+                keep=keep,
             )
             result |= {
                 "success": report.success,
@@ -323,6 +267,25 @@ class Circle:
             }
             logged = {k: v for k, v in result.items() if v is not None}
             self.run.logger(version, stage)(0, logged)
+
+    @contextmanager
+    def _fresh(self, version: int) -> Iterator[Callable[[Episode], None]]:
+        """Takes the episodes of an evaluation: the first go to `fresh/`, what is known of all of them to `fresh.json`."""
+        facts: list[EvaluatedEpisode] = []
+        recorded = self.config.trust.episodes
+        with ExitStack() as stack:
+            store = None
+            if recorded:
+                folder = stack.enter_context(new_folder(self.run.round(version) / "fresh"))
+                store = stages.open_store(folder, self.config.world)
+
+            def keep(episode: Episode) -> None:
+                if store is not None and len(facts) < recorded:
+                    store.append(episode)
+                facts.append(EvaluatedEpisode.of(episode))
+
+            yield keep
+        write_json(self.run.round(version) / "fresh.json", [asdict(fact) for fact in facts])
 
     def _player(self, version: int) -> ChunkPolicy:
         """A policy version as it acts: with the critics' choice or the condition that belongs to the method."""
@@ -373,6 +336,10 @@ class Circle:
             write_json(path, summary(self.run, self.config, self.store, index))
 
 
+def _forget(episode: Episode) -> None:
+    """What is kept of an episode under a perturbation: its outcome is counted, and that is all."""
+
+
 def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int) -> dict[str, Any]:
     """The content of `summary.json`. Episodes, steps and takeovers count from the start of the run to that round."""
     frames = store.columns()
@@ -384,7 +351,7 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
         human = (frames.source == Source.HUMAN) & mine
         began = human.copy()
         began[1:] &= ~(human[:-1] & (frames.episode[1:] == frames.episode[:-1]))
-        names = ("demos", "sft", "collect", "sample", "critic", "value", "advantages", "improve", "eval")
+        names = ("demos", "sft", "collect", "sample", "critic", "value", "advantages", "trust", "improve", "eval")
         done = {name: run.done(index, name) for name in names}
         rounds.append(
             {
@@ -396,6 +363,7 @@ def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int
                 **{
                     k: measured[k] for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
                 },
+                **({"trust": trust["numbers"], "warnings": trust["warnings"]} if (trust := done["trust"]) else {}),
                 "seconds": {name: content["seconds"] for name, content in done.items() if content},
             }
         )
@@ -431,33 +399,3 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
     with open_circle(config, run, say) as circle:
         circle.turn()
     return run
-
-
-PRESETS: dict[str, RunConfig] = {
-    "quickstart": RunConfig(
-        world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
-        demos=DemosConfig(episodes=3),
-        sft=ActorConfig(steps=2000),
-        collect=CollectConfig(episodes=20),
-        human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
-        improve=ActorConfig(steps=600, learning_rate=5e-4),
-        eval=EvalConfig(episodes=60),
-    ),
-    "tiny": RunConfig(
-        rounds=2,
-        workers=1,
-        world=MetaWorldConfig(task="reach-v3", image_size=32, max_steps=20, action_repeat=4),
-        demos=DemosConfig(episodes=2),
-        policy=PolicyConfig(vision_width=8, keypoints=4, width=32, depth=1),
-        window=WindowConfig(horizon=4),
-        sft=ActorConfig(steps=12, batch_size=8, save_every=5),
-        collect=CollectConfig(episodes=2),
-        human=HumanConfig(patience_steps=None, time_fraction=0.5, reaction_delay_steps=1),
-        critic=CriticConfig(critics=2, width=16, layers=1, heads=2),
-        fit=FitConfig(steps=12, batch_size=8, save_every=5),
-        aloe=AloeConfig(samples=2, failed_share=0.5),
-        improve=ActorConfig(steps=12, batch_size=8, save_every=5),
-        eval=EvalConfig(episodes=2),
-    ),
-}
-"""Complete configs by name: `aloe run --preset NAME`. `tiny` is for tests: a whole run in well under a minute."""

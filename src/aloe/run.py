@@ -5,7 +5,8 @@ metrics.jsonl    one line a measurement, the truth; `tensorboard/` is made from 
 summary.json     one entry a round
 experience/      the store, a LeRobot v3 dataset
 cache/           decoded pictures, features, sampled chunks; may be deleted
-rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ..., and <stage>.done.json
+rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ..., and <stage>.done.json;
+                 fresh/ and fresh.json: the evaluation's first episodes, a store that nobody learns from, and facts of all
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from aloe.training import Log
 
@@ -53,6 +54,25 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def to_plain(config: Any) -> Any:
     """A config as JSON would give it back: dictionaries, lists, strings and numbers."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_plain[C](kind: type[C], plain: dict[str, Any]) -> C:
+    """The config of which `to_plain` made this.
+
+    Raises:
+        ValueError: it has options that this version does not know.
+    """
+    types = get_type_hints(kind)
+    if unknown := [name for name in plain if name not in types]:
+        raise ValueError(f"the config has options that this version does not know: {', '.join(unknown)}")
+    values = {}
+    for name, value in plain.items():
+        if dataclasses.is_dataclass(types[name]) and isinstance(value, dict):
+            value = from_plain(types[name], value)
+        elif value is not None and Path in (types[name], *get_args(types[name])):
+            value = Path(value)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 class RunFolder:

@@ -5,7 +5,7 @@ Axes, in shape comments and jaxtyping annotations alike:
     S proprioceptive dimensions · K critics · M sampled chunks · C cameras · D features
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
@@ -56,6 +56,11 @@ class Episode:
     truncated: Bool[ndarray, "T"]
     """Time ran out or recording stopped here: the world would have gone on."""
     success: Bool[ndarray, "T"]
+    progress: Float32[ndarray, "T"] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """How far the task had come after each step, as the simulator knows it. For evaluation, and not stored; empty where
+    it is not known."""
+    disturbed_at: int | None = None
+    """Step in which a disturbance began, where evaluation disturbed the episode; not stored."""
 
     def __post_init__(self) -> None:
         steps = len(self.action)
@@ -74,6 +79,8 @@ class Episode:
                 raise ValueError(f"{name} has {len(getattr(self, name))} steps, action has {steps}")
         if len(self.success) != steps or any(len(pictures) != steps for pictures in self.images.values()):
             raise ValueError(f"success and every camera need {steps} steps, one for each action")
+        if len(self.progress) not in (0, steps):
+            raise ValueError(f"progress has {len(self.progress)} steps, action has {steps}; leave it empty if unknown")
         for name in ("state", "action"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(f"{name} holds NaN or infinite values; nothing was recorded")

@@ -20,8 +20,8 @@ from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
 from aloe.benchmark.suites import METHODS, SUITES, TASKS, Suite, find_suite, method_config
+from aloe.config import PRESETS, EvalConfig
 from aloe.experience.store import ExperienceStore
-from aloe.loop import PRESETS, EvalConfig
 from aloe.run import RunFolder
 
 TINY = PRESETS["tiny"]

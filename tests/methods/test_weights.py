@@ -151,7 +151,7 @@ def test_recap_calls_the_best_share_of_each_task_and_all_that_people_did_positiv
     windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
     actor = recap.actor_rows(frames, windows, advantage, recap.RecapConfig(positive_share=0.5))
     assert actor.condition is not None
-    assert [recap.POSITIVE == words for words in actor.condition] == good.tolist()
+    assert [words == recap.POSITIVE for words in actor.condition] == good.tolist()
     assert actor.rows.tolist() == list(range(10))
 
 

@@ -152,3 +152,18 @@ def test_noise_depends_on_seed_and_decision_alone():
     np.testing.assert_array_equal(noise, decision_noise(3, 1, (8, 4)))
     assert (noise != decision_noise(3, 2, (8, 4))).all()
     assert (noise != decision_noise(4, 1, (8, 4))).all()
+
+
+def test_progress_is_what_the_world_said_after_each_step(world):
+    said = []
+
+    class Watcher(ScriptedHuman):
+        def wants_control(self, step, world):
+            said.append(world.progress())
+            return False
+
+    watcher = Watcher(HumanConfig(), max_steps=20)
+    episode = play_episode(world, seed=7, ask=flee, execute=4, human=watcher, record=False, policy_version=0)
+    np.testing.assert_array_equal(episode.progress, np.float32(said))
+    assert episode.progress.max() > 0
+    assert episode.disturbed_at is None

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from aloe.rollout.human import HumanConfig, ScriptedHuman
+from aloe.rollout.human import GRADES, HumanConfig, ScriptedHuman, takeover_shares
 
 
 class Scene:
@@ -96,8 +96,43 @@ def test_action_noise_is_the_humans_own_and_stays_in_range():
         ({"miss_probability": 1.5}, "miss_probability must lie"),
         ({"min_progress": 0.0}, "min_progress must be positive"),
         ({"reaction_delay_steps": -1}, "must not be negative"),
+        ({"failure_probability": 1.1}, "failure_probability must lie"),
+        ({"takeovers": -1}, "takeovers must not be negative"),
     ],
 )
 def test_impossible_humans_are_refused(knobs, message):
     with pytest.raises(ValueError, match=message):
         HumanConfig(**knobs)
+
+
+def test_failing_correction_shakes_and_is_drawn_once_for_each_takeover():
+    def spread(seed):
+        human = ScriptedHuman(
+            HumanConfig(patience_steps=1, reaction_delay_steps=0, action_noise=0.1, failure_probability=0.5),
+            max_steps=10,
+        )
+        human.reset(np.random.default_rng(seed))
+        assert human.wants_control(1, Scene())
+        return np.stack([human.act(Scene()) for _ in range(200)])[:, 1].std()
+
+    # Clipped to [-1, 1], a noise of 2 has a standard deviation of 0.87: P(|x| > 1) = 0.617, of the rest the variance
+    # is about 1/3 - 1/30, so that 0.617 + 0.383 * 0.32 = 0.74 = 0.86^2.
+    spreads = np.array([spread(seed) for seed in range(40)])
+    failed = spreads > 0.5
+    np.testing.assert_allclose(spreads[failed], 0.86, atol=0.07)
+    np.testing.assert_allclose(spreads[~failed], 0.1, atol=0.02)
+    assert 10 <= failed.sum() <= 30  # 20 expected, 3.2 the standard deviation
+
+
+def test_takeovers_are_split_evenly_and_none_is_lost():
+    assert takeover_shares(10, 3) == [4, 3, 3]
+    assert takeover_shares(2, 3) == [1, 1, 0]
+    assert takeover_shares(0, 2) == [0, 0]
+
+
+def test_the_expert_is_flawless_and_the_others_are_worse_in_everything_but_attention():
+    expert, ordinary, novice = (GRADES[name] for name in ("expert", "ordinary", "novice"))
+    assert expert.takeovers is None
+    assert ordinary.takeovers == novice.takeovers == 10
+    for flaw in ("reaction_delay_steps", "miss_probability", "action_noise", "failure_probability"):
+        assert 0 == getattr(expert, flaw) < getattr(ordinary, flaw) < getattr(novice, flaw)

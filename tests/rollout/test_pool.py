@@ -30,11 +30,34 @@ class Wanderer:
 
     def __call__(self, images, state, tasks, noise):
         assert tasks == ["reach the goal"] * len(state)
+        assert noise.shape == (len(state), 6, 4)
         self.rows.append(len(state))
         if self.pauses is not None:
             time.sleep(self.pauses.uniform(0, 0.03))  # disturbs the order in which the workers are served
         brightness = sum(picture.mean((1, 2, 3)) for picture in images.values()) / 512
         return np.clip(0.5 * noise + state[:, None] + brightness[:, None, None] - 0.7, -2, 2).astype(np.float32)
+
+
+class Chooser(Wanderer):
+    """Draws three chunks for each decision, and takes the first."""
+
+    noise_shape = (3, 6, 4)
+
+    def __call__(self, images, state, tasks, noise):
+        return super().__call__(images, state, tasks, noise[:, 0])
+
+
+class Listener:
+    """Flees from every goal, and writes down what it is told to do."""
+
+    chunk_shape = noise_shape = (4, 4)
+
+    def __init__(self):
+        self.told = []
+
+    def __call__(self, images, state, tasks, noise):
+        self.told.append(tasks)
+        return np.tile(np.float32([0, -1, -1, 0]), (len(state), 4, 1))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +127,59 @@ def test_without_a_human_a_failed_episode_is_a_time_out(pool):
 def test_human_who_never_notices_never_takes_over(pool):
     blind = HumanConfig(patience_steps=1, time_fraction=0.1, reaction_delay_steps=0, miss_probability=1.0)
     assert sum(episode.takeovers for episode in play(pool, human=blind, record=False)) == 0
+
+
+def test_policy_that_chooses_among_samples_finds_the_ordinary_noise_in_the_first(pool, whole):
+    episodes = list(pool.play(REQUESTS[:2], Chooser(), execute=3, human=HUMAN, policy_version=4))
+    assert_bit_equal(episodes, whole[:2])
+
+
+def test_human_whose_attention_is_used_up_no_longer_comes(pool):
+    # Comes in every episode: after a step, whatever happens. Worker 0 plays requests 0 and 2, worker 1 plays 1 and 3.
+    eager = HumanConfig(patience_steps=1, min_progress=20.0, reaction_delay_steps=0, takeovers=3)
+    assert [e.takeovers for e in play(pool, human=eager, takeovers=[2, 1], record=False)] == [1, 1, 1, 0]
+    assert [e.takeovers for e in play(pool, human=eager, takeovers=[0, 2], record=False)] == [0, 1, 0, 1]
+    resumed = play(pool, REQUESTS[2:], human=eager, takeovers=[1, 0], record=False)
+    assert [e.takeovers for e in resumed] == [1, 0]
+    with pytest.raises(ValueError, match=r"what is left of human\.takeovers"):
+        play(pool, human=eager)
+    with pytest.raises(ValueError, match=r"what is left of human\.takeovers"):
+        play(pool, takeovers=[1, 1])
+    with pytest.raises(ValueError, match="each of the 2 workers, not 3"):
+        play(pool, human=eager, takeovers=[1, 1, 1])
+
+
+def test_what_the_simulator_knows_comes_with_the_episode():
+    world = MetaWorldConfig(
+        task="faucet-open-v3", observations="state", max_steps=20, action_repeat=2, perturbation="disturbance"
+    )
+    with WorldPool(world, workers=1) as pool:
+        episodes = list(pool.play(REQUESTS[:2], Listener(), execute=4, policy_version=0))
+    for episode in episodes:
+        assert episode.progress.shape == (episode.steps,)
+        assert len(set(episode.progress)) > 1
+        assert 1 <= episode.disturbed_at < 4  # from 5 % to 20 % of the time
+    # The disturbance is not what the policy did: its own actions stay on record.
+    assert all((episode.action == np.float32([0, -1, -1, 0])).all() for episode in episodes)
+
+
+def test_each_row_is_told_the_instruction_of_its_own_task():
+    world = MetaWorldConfig(
+        task="faucet-open-v3", also=("faucet-close-v3",), observations="state", max_steps=5, action_repeat=2
+    )
+    requests = [EpisodeRequest(index=i, seed=i, task=i % 2) for i in range(4)]
+    policy = Listener()
+    with WorldPool(world, workers=2) as pool:
+        episodes = list(pool.play(requests, policy, execute=4, policy_version=0))
+        with pytest.raises(ValueError, match="one of the world's 2, counted from 0"):
+            pool.play([EpisodeRequest(index=0, seed=0, task=2)], policy, execute=4, policy_version=0)
+    # Worker 0 plays requests 0 and 2, which are faucet-open; while nobody waits in row 1 it says the first task, too.
+    assert [episode.task for episode in episodes] == ["open the faucet", "close the faucet"] * 2
+    assert {told[0] for told in policy.told} == {"open the faucet"}
+    assert {told[1] for told in policy.told} <= {"open the faucet", "close the faucet"}
+    assert sum(told.count("close the faucet") for told in policy.told) == 4  # two episodes of two decisions
+    assert {episode.state.shape[1] for episode in episodes} == {21}
+    assert all(episode.images == {} for episode in episodes)
 
 
 def test_demonstrations_do_not_depend_on_the_number_of_workers(pool):

@@ -138,3 +138,73 @@ def test_config_says_what_will_be_seen():
         MetaWorldConfig(cameras=())
     with pytest.raises(ValueError, match="pictures or state, not 'both'"):
         MetaWorldConfig(observations="both")
+
+
+def play(world, seed, *, task=0, steps=30):
+    """The expert plays: states, and the simulator's whole observation."""
+    rows = [world.reset(seed=seed, options={"task": task})[0]["observation.state"]]
+    seen = []
+    for _ in range(steps):
+        observation, _, success, timeout, _ = world.step(world.expert_action())
+        rows.append(observation["observation.state"])
+        seen.append(world._sim_observation.copy())
+        if success or timeout:
+            break
+    return np.stack(rows), np.stack(seen)
+
+
+def test_tasks_take_turns_in_scenes_of_their_own():
+    world = MetaWorld(MetaWorldConfig(task="reach-v3", also=("pick-place-v3",), observations="state"))
+    assert len(world._scenes) == 1  # the second is built when it is first played
+    first, _ = play(world, 1)
+    assert world.reset(seed=1, options={"task": 1})[1]["task"] == "pick up the puck and place it at the goal"
+    assert len(world._scenes) == 2
+    np.testing.assert_array_equal(play(world, 1)[0], first)
+
+
+def test_start_of_an_episode_does_not_tell_its_task():
+    world = MetaWorld(
+        MetaWorldConfig(
+            task="reach-v3", also=("pick-place-v3", "faucet-open-v3", "faucet-close-v3"), observations="state"
+        )
+    )
+    starts = [[world.reset(seed=s, options={"task": i})[0]["observation.state"] for s in range(5)] for i in range(4)]
+    reach, place, opening, closing = np.array(starts)
+    np.testing.assert_array_equal(reach, place)
+    # A faucet's handle is seen at the side from which it is pushed: 3 cm apart, where it turns up over 10 cm.
+    same = [c for c in range(21) if c != 4]
+    np.testing.assert_allclose(opening[:, same], closing[:, same], atol=1e-4)
+    np.testing.assert_allclose(closing[:, 4] - opening[:, 4], 0.03, atol=1e-4)
+    np.testing.assert_array_equal(opening[:, 18:], 0)
+
+
+def test_pictures_of_tasks_in_one_scene_are_the_same():
+    world = MetaWorld(
+        MetaWorldConfig(
+            task="reach-v3", also=("pick-place-v3", "faucet-open-v3", "faucet-close-v3"), cameras=("corner2",)
+        )
+    )
+    pictures = []
+    for task in range(4):
+        world.reset(seed=2, options={"task": task})
+        pictures.append(world.pictures()["observation.images.corner2"])
+    world.close()
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    np.testing.assert_array_equal(pictures[2], pictures[3])
+    assert (pictures[0] != pictures[2]).any()
+
+
+def test_unknown_or_repeated_tasks_are_refused():
+    with pytest.raises(ValueError, match="did you mean faucet-open-v3"):
+        MetaWorldConfig(also=("faucet-opn-v3",))
+    with pytest.raises(ValueError, match="a task is named twice"):
+        MetaWorldConfig(task="reach-v3", also=("reach-v3",))
+
+
+def test_first_state_of_an_episode_shows_its_own_scene():
+    world = MetaWorld(MetaWorldConfig(task="faucet-open-v3", observations="state"))
+    for seed in (1, 2):
+        state = world.reset(seed=seed)[0]["observation.state"]
+        faucet = world._scene.sim.obj_init_pos
+        # The faucet's handle, 17.5 cm long, points at the robot; it is seen 1.5 cm to the left, 17.5 cm before the base.
+        np.testing.assert_allclose(state[4:6], [faucet[0] - 0.015, faucet[1] - 0.175], atol=1e-6)

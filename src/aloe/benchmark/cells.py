@@ -19,7 +19,8 @@ import torch
 from aloe.benchmark.results import Results
 from aloe.benchmark.start import begin_cell, check_folder, make_start, measure_perturbed, perturbed_stage, waiting_lock
 from aloe.benchmark.suites import Suite, method_config
-from aloe.loop import RunConfig, Say, run_circle
+from aloe.config import RunConfig
+from aloe.loop import Say, run_circle
 from aloe.run import RunFolder, to_plain
 
 

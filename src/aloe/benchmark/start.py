@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from aloe.config import CollectConfig, EvalConfig, RunConfig
 from aloe.experience.windows import WindowConfig
-from aloe.loop import CollectConfig, EvalConfig, RunConfig, Say, open_circle
+from aloe.loop import Say, open_circle
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.run import RunFolder, new_folder, to_plain, write_json
-from aloe.stages import DemosConfig, PolicyConfig
+from aloe.stages import DemosConfig, PolicyConfig, TrustConfig
 from aloe.worlds.metaworld import MetaWorldConfig
 
 
@@ -37,6 +38,7 @@ class StartConfig:
     collect: CollectConfig
     human: HumanConfig
     eval: EvalConfig
+    trust: TrustConfig
 
     @staticmethod
     def of(config: RunConfig) -> "StartConfig":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
-from aloe.loop import CollectConfig, EvalConfig, Method, RunConfig
+from aloe.config import CollectConfig, EvalConfig, Method, RunConfig
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import GRADES
 from aloe.stages import DemosConfig
@@ -93,8 +93,8 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
     },
     "instructions": {
         "world": {
-            "task": "faucet-open-v3",
-            "also": ("faucet-close-v3", "drawer-open-v3", "drawer-close-v3"),
+            "task": "reach-v3",
+            "also": ("pick-place-v3", "faucet-open-v3", "faucet-close-v3"),
             "max_steps": 60,
         },
         "demos": {"episodes": 12},

@@ -115,14 +115,17 @@ def return_scale(frames: Frames) -> float:
     return float(np.mean(lengths))
 
 
-def make_windows(frames: Frames, config: WindowConfig, scale: float) -> Windows:
+def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_length: bool = False) -> Windows:
     """Cuts a store into windows.
+
+    any_length: take a store whose fragments are all shorter than a window. There is nothing to bootstrap in it, so nobody
+    should learn from it alone, but a few quick episodes can be judged.
 
     Rewards: -1 a step, 0 at a success, -`failure_penalty` * scale at a failure (the last step of a fragment that ended
     without success, the human's cut included), all divided by `scale` = C.
 
     Raises:
-        ValueError: the store is empty, or every fragment is shorter than the horizon.
+        ValueError: the store is empty, or every fragment is shorter than the horizon (unless `any_length`).
     """
     count, horizon = len(frames), config.horizon
     if count == 0:
@@ -131,7 +134,7 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float) -> Windows:
     fragment = np.cumsum(starts) - 1
     first = np.flatnonzero(starts)
     last = np.append(first[1:], count) - 1  # last frame of each fragment
-    if (last - first + 1).max() < horizon:
+    if (last - first + 1).max() < horizon and not any_length:
         raise ValueError(
             f"the horizon of {horizon} steps is longer than every fragment in the store "
             f"(longest: {(last - first + 1).max()}); choose a smaller --window.horizon"

@@ -104,6 +104,7 @@ def play_episode(
             terminated=success or cut,
             truncated=timeout and not cut,
             success=success,
+            progress=world.progress(),
         )
         if record:
             tape.film(pictures)
@@ -111,7 +112,7 @@ def play_episode(
             policy, source = None, Source.HUMAN
             world.restart_clock()
         elif success or timeout:
-            return tape.episode()
+            return tape.episode(world.disturbed_at)
 
 
 class _ChunkPlayer:
@@ -153,6 +154,7 @@ class _Tape:
         "terminated": np.bool_,
         "truncated": np.bool_,
         "success": np.bool_,
+        "progress": np.float32,
     }
 
     def __init__(self, task: str, seed: int) -> None:
@@ -173,7 +175,7 @@ class _Tape:
         for camera, picture in pictures.items():
             self._images.setdefault(camera, []).append(picture)
 
-    def episode(self) -> Episode:
+    def episode(self, disturbed_at: int | None) -> Episode:
         columns = {name: np.array(self._columns[name], dtype) for name, dtype in self.DTYPES.items()}
         images = {camera: np.stack(pictures) for camera, pictures in self._images.items()}
-        return Episode(task=self._task, seed=self._seed, images=images, **columns)
+        return Episode(task=self._task, seed=self._seed, images=images, disturbed_at=disturbed_at, **columns)

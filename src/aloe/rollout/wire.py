@@ -50,7 +50,7 @@ def pack(episode: Episode) -> tuple[dict[str, Any], dict[str, ndarray]]:
     """An episode as the words and the arrays of a message."""
     columns = dict(vars(episode))
     images = columns.pop("images")
-    words = {"task": columns.pop("task"), "seed": columns.pop("seed"), "cameras": list(images)}
+    words = {name: columns.pop(name) for name in ("task", "seed", "disturbed_at")} | {"cameras": list(images)}
     return words, columns | {_IMAGES + camera: pictures for camera, pictures in images.items()}
 
 

@@ -37,8 +37,8 @@ def main() -> None:
 def serve(connection: Connection) -> None:
     """Builds the world that the first message describes, then plays what is asked for."""
     fields = receive(connection).fields
-    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has no tuples
-    world = MetaWorld(MetaWorldConfig(**fields | lists))
+    config: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}  # from JSON
+    world = MetaWorld(MetaWorldConfig(**config))
     try:
         send(connection, "ready")
         while True:

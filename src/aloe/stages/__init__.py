@@ -33,13 +33,16 @@ from aloe.stages.play import (
     measure,
     open_store,
 )
+from aloe.stages.trust import EvaluatedEpisode, TrustConfig, fresh_inputs, trust_stage
 from aloe.stages.value import new_value, value_advantage_stage, value_stage
 
 __all__ = [
     "CloningMethod",
     "DemosConfig",
+    "EvaluatedEpisode",
     "EvaluationInputs",
     "PolicyConfig",
+    "TrustConfig",
     "advantage_stage",
     "check_fits_store",
     "check_fits_world",
@@ -51,6 +54,7 @@ __all__ = [
     "critic_stage",
     "demonstrate",
     "episodes_recorded",
+    "fresh_inputs",
     "measure",
     "new_critic",
     "new_policy",
@@ -61,6 +65,7 @@ __all__ = [
     "rows_from_advantages",
     "sample_stage",
     "train_policy",
+    "trust_stage",
     "value_advantage_stage",
     "value_stage",
 ]

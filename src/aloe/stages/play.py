@@ -1,6 +1,7 @@
 """Stages that play in the world: demonstrate, collect, measure."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from aloe.policies.flow import PolicyBundle, check_fits
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.human import HumanConfig, takeover_shares
 from aloe.rollout.pool import ChunkPolicy, EpisodeRequest, WorldPool
-from aloe.types import Source
+from aloe.types import Episode, Source
 from aloe.worlds.metaworld import ACTION_DIM, MetaWorldConfig
 
 
@@ -146,17 +147,36 @@ def check_same_policy(store: ExperienceStore, seed: int, round_index: int, episo
 
 
 def measure(
-    pool: WorldPool, policy: ChunkPolicy, *, episodes: int, execute: int, version: int, seed: int
+    pool: WorldPool,
+    policy: ChunkPolicy,
+    *,
+    episodes: int,
+    execute: int,
+    version: int,
+    seed: int,
+    recorded: int = 0,
+    keep: Callable[[Episode], None] | None = None,
 ) -> SuccessReport:
-    """Success of the policy alone over fixed seeds, the same for every version. The tasks take turns."""
+    """Success of the policy alone over fixed seeds, the same for every version. The tasks take turns.
+
+    keep: is given every episode as it ends; the first `recorded` of them come with their pictures, which changes nothing
+    about how they are played.
+    """
     seeds, tasks = episode_seeds(seed, "evaluate", episodes), len(pool.world.tasks)
     requests = [EpisodeRequest(index=i, seed=s, task=i % tasks) for i, s in enumerate(seeds)]
-    played = pool.play(
-        requests,
-        policy,
-        execute=execute,
-        record=False,
-        policy_version=version,
-        progress="eval",
-    )
-    return SuccessReport.from_episodes(list(played), fps=pool.world.fps)
+    played = []
+    for part, record in ((requests[:recorded], True), (requests[recorded:], False)):
+        if not part:
+            continue
+        for episode in pool.play(
+            part,
+            policy,
+            execute=execute,
+            record=record,
+            policy_version=version,
+            progress="eval, recorded" if record else "eval",
+        ):
+            if keep is not None:
+                keep(episode)
+            played.append(replace(episode, images={}))  # pictures of many episodes would fill the memory
+    return SuccessReport.from_episodes(played, fps=pool.world.fps)

@@ -23,6 +23,7 @@ import mujoco
 from metaworld.policies import ENV_POLICY_MAP
 
 from aloe.worlds._faster import speed_up
+from aloe.worlds.perturb import Colours, Disturbance, start_outside
 
 # Of its own experts' gains, at every step. Filtered once, because to filter at each step costs a fifth of the expert.
 warnings.filterwarnings("ignore", "Constant\\(s\\) may be too high", module="metaworld")
@@ -33,6 +34,8 @@ _GRIPPER: Final = slice(0, 4)
 _PRESENT: Final = slice(0, 18)
 """The gripper and up to two objects (position, quaternion) as they are now; 18:36 is the step before."""
 _GOAL: Final = slice(36, 39)
+_FAUCETS: Final = frozenset({"faucet-open-v3", "faucet-close-v3"})
+"""Tasks whose goal follows from the object and the instruction, and would give the instruction away."""
 CAMERAS: Final = ("topview", "corner", "corner2", "corner3", "behindGripper", "gripperPOV")
 
 INSTRUCTIONS: Final[dict[str, str]] = {
@@ -96,7 +99,8 @@ class MetaWorldConfig:
     task: str = "button-press-topdown-v3"
     """Name of the task, with its version: any of Meta-World's 50."""
     also: tuple[str, ...] = ()
-    """More tasks, told apart by their instruction: episodes take turns."""
+    """More tasks, told apart by their instruction: episodes take turns. What else would tell them apart in a scene that
+    they share (the goals' colours, where the faucet stands) is the same for all."""
     observations: Literal["pictures", "state"] = "pictures"
     """What the policy sees besides its gripper: the cameras' pictures, or the simulator's object state in
     `observation.state` and no picture at all, for fast studies (nothing is rendered)."""
@@ -105,11 +109,15 @@ class MetaWorldConfig:
     image_size: int = 64
     """Height and width of every picture, in pixels."""
     goal_in_state: bool = True
-    """Whether state observations end with the goal's position (3 numbers, in metres)."""
+    """Whether state observations end with the goal's position (3 numbers, in metres). Beside other tasks a faucet's
+    goal is zero: it would say whether to open or to close."""
     max_steps: int = 60
     """Environment steps until time-out."""
     action_repeat: int = 4
     """Simulator steps (of 12.5 ms) for which one action is held; one environment step is this many."""
+    perturbation: Literal["none", "disturbance", "unseen"] = "none"
+    """For evaluation, never for training. disturbance: once in an episode a loose object is moved or let go, or the arm
+    pushed. unseen: starts outside the range of training, and other colours."""
 
     def __post_init__(self) -> None:
         for task in self.tasks:
@@ -128,6 +136,8 @@ class MetaWorldConfig:
             raise ValueError(f"a camera is named twice in {self.cameras}; once is enough")
         if self.observations not in ("pictures", "state"):
             raise ValueError(f"observations are pictures or state, not {self.observations!r}")
+        if self.perturbation not in ("none", "disturbance", "unseen"):
+            raise ValueError(f"a perturbation is none, disturbance or unseen, not {self.perturbation!r}")
         if not self.cameras and self.observations == "pictures":
             raise ValueError("at least one camera is needed, or observations='state': the policy sees pictures")
         if self.image_size < 16 or self.max_steps < 1 or self.action_repeat < 1:
@@ -195,12 +205,21 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         sim = self._scene.sim
         if seed is not None:
             sim.seed(seed)
-        self._sim_observation, _ = sim.reset()
-        self._steps = 0
+        sim.reset()
+        self._sim_observation = _seen_now(sim)
+        chance = self.np_random.spawn(1)[0]  # Meta-World seeds its own generator alike: the same numbers
+        if self._scene.colours is not None:
+            self._scene.colours.change(chance)
+        self._disturbance: Disturbance | None = None
+        if self.config.perturbation == "disturbance":
+            self._disturbance = Disturbance(sim, self._scene.task, self.config.max_steps, chance)
+        self._steps = self._played = 0
         self._progress = 0.0
         return self._state(), {"success": False, "task": self.config.instructions[row]}
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        if self._disturbance is not None:
+            action = self._disturbance.disturb(self._played, action)
         success = False
         for _ in range(self.config.action_repeat):
             self._sim_observation, _, _, _, info = self._scene.sim.step(np.clip(action, -1.0, 1.0))
@@ -208,6 +227,7 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
             if success:
                 break
         self._steps += 1
+        self._played += 1
         self._progress = float(info["unscaled_reward"])
         timeout = self._steps >= self.config.max_steps and not success
         return self._state(), 0.0 if success else -1.0, success, timeout, {"success": success}
@@ -216,10 +236,9 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         """Renders every camera: `observation.images.<camera>` (h, w, 3) uint8. Nothing with state observations."""
         scene, pictures = self._scene, {}
         for camera, (size, _) in self.config.camera_sizes.items():
-            if scene.renderer is None:
-                scene.renderer = _fast_renderer(scene.sim.model, size)
-            scene.renderer.update_scene(scene.sim.data, camera=camera)
-            pictures[f"observation.images.{camera}"] = scene.renderer.render()
+            renderer = scene.renderer = scene.renderer or _fast_renderer(scene.sim.model, size)
+            renderer.update_scene(scene.sim.data, camera=camera)
+            pictures[f"observation.images.{camera}"] = renderer.render()
         return pictures
 
     def camera_names(self) -> tuple[str, ...]:
@@ -237,6 +256,11 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         evaluation only."""
         return self._progress
 
+    @property
+    def disturbed_at(self) -> int | None:
+        """Step of the episode in which its disturbance began; None: there was none (yet). For evaluation only."""
+        return None if self._disturbance is None else self._disturbance.at
+
     def restart_clock(self) -> None:
         """Gives `max_steps` steps from here: a human who takes over has the full time again."""
         self._steps = 0
@@ -250,7 +274,7 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
     def _enter(self, row: int) -> None:
         """Makes the scene of the row-th task, if this is its first episode, the present one."""
         if row not in self._scenes:
-            self._scenes[row] = _Scene(self.config.tasks[row])
+            self._scenes[row] = _Scene(self.config, row)
         self._scene = self._scenes[row]
 
     def _state(self) -> dict[str, Any]:
@@ -258,7 +282,8 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         if self.config.observations == "pictures":
             state = seen[_GRIPPER]
         elif self.config.goal_in_state:
-            state = np.concatenate((seen[_PRESENT], seen[_GOAL]))
+            goal = np.zeros(3) if self.config.also and self._scene.task in _FAUCETS else seen[_GOAL]
+            state = np.concatenate((seen[_PRESENT], goal))
         else:
             state = seen[_PRESENT]
         return {"observation.state": state.astype(np.float32)}
@@ -267,7 +292,8 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
 class _Scene:
     """The simulator of one task, and what belongs to it."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, config: MetaWorldConfig, row: int) -> None:
+        task = config.tasks[row]
         sim: Any = metaworld.env_dict.ALL_V3_ENVIRONMENTS[task]()
         # These two flags are how Meta-World itself makes its goal-observable, freshly randomised variants.
         sim._freeze_rand_vec = False
@@ -277,9 +303,37 @@ class _Scene:
         sim._set_task_called = True
         sim.max_path_length = 10**9  # the world owns the time-out
         speed_up(sim)
-        self.sim = sim
+        if config.also:
+            _hide_which_task(sim, task)
+        self.colours: Colours | None = None
+        if config.perturbation == "unseen":
+            start_outside(sim)
+            self.colours = Colours(sim.model)
+        self.task, self.sim = task, sim
         self.expert = ENV_POLICY_MAP[task]()
         self.renderer: mujoco.Renderer | None = None
+
+
+def _hide_which_task(sim: Any, task: str) -> None:
+    """Takes out of a scene what would name its task where the words should: in the pictures goals have the same colour
+    in all tasks, and faucets, which turn up in the same places, none."""
+    for i in range(sim.model.nsite):
+        site = sim.model.site(i)
+        if site.name.startswith("goal"):
+            site.rgba[:] = (0.8, 0.0, 0.0, 0.0 if task in _FAUCETS else 1.0)
+    if task in _FAUCETS:
+        sim._random_reset_space.low[0], sim._random_reset_space.high[0] = -0.05, 0.05  # faucet-open's own range
+
+
+def _seen_now(sim: Any) -> NDArray[np.float64]:
+    """The first observation of an episode, of its own scene.
+
+    Meta-World's resets move bodies without telling MuJoCo, so that in many tasks (faucets, the box of peg-insert-side)
+    the first observation, and picture, has them where they stood before; from the first step on all is right.
+    """
+    sim.set_state(sim.data.qpos, sim.data.qvel)
+    sim._prev_obs = sim._get_curr_obs_combined_no_goal()
+    return sim._get_obs()
 
 
 def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:

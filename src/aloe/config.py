@@ -1,0 +1,143 @@
+"""The one config of a run: everything that decides its result, and complete configs by name."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from aloe.experience.windows import WindowConfig
+from aloe.methods import qc
+from aloe.methods.aloe import AloeConfig
+from aloe.methods.awr import AwrConfig
+from aloe.methods.qc import QcConfig
+from aloe.methods.recap import RecapConfig
+from aloe.policies.train import ActorConfig
+from aloe.rollout.human import HumanConfig
+from aloe.stages import DemosConfig, PolicyConfig, TrustConfig
+from aloe.value.critic import CriticConfig
+from aloe.value.fit import FitConfig
+from aloe.worlds.metaworld import MetaWorldConfig
+
+ValueMethod = Literal["awr", "recap"]
+"""Methods that compare actions with the value of whoever acted in the buffer."""
+CriticMethod = Literal["aloe", "qc"]
+"""Methods with chunk critics."""
+Method = Literal["aloe", "qc", "awr", "recap", "filtered", "dagger", "sft"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig:
+    """What is played in each round."""
+
+    episodes: int = 20
+    """Episodes a round."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError("a round needs at least one episode: --collect.episodes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """How the success of a policy version is measured."""
+
+    episodes: int = 50
+    """Episodes, on the same seeds for every version."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ValueError("success cannot be measured on no episodes: --eval.episodes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's result, but for the machine."""
+
+    seed: int = 0
+    """Seed of everything that is chance."""
+    method: Method = "aloe"
+    """How the policy improves; docs/methods.md has a section on each."""
+    rounds: int = 3
+    """Rounds after cloning."""
+    workers: int = 3
+    """Worlds at once, each in a process. Part of the config: it decides the last bits of a policy's output."""
+    world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
+    demos: DemosConfig = field(default_factory=DemosConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    window: WindowConfig = field(default_factory=WindowConfig)
+    sft: ActorConfig = field(default_factory=lambda: ActorConfig(steps=1500))
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    human: HumanConfig = field(default_factory=HumanConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    fit: FitConfig = field(default_factory=FitConfig)
+    aloe: AloeConfig = field(default_factory=AloeConfig)
+    awr: AwrConfig = field(default_factory=AwrConfig)
+    recap: RecapConfig = field(default_factory=RecapConfig)
+    qc: QcConfig = field(default_factory=QcConfig)
+    improve: ActorConfig = field(default_factory=lambda: ActorConfig(steps=500, learning_rate=5e-4))
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    trust: TrustConfig = field(default_factory=TrustConfig)
+
+    def __post_init__(self) -> None:
+        if self.policy.execute > self.window.horizon:
+            raise ValueError(
+                f"--policy.execute {self.policy.execute} is more than the chunk of --window.horizon {self.window.horizon}"
+            )
+        if self.rounds < 0 or self.seed < 0 or self.workers < 1:
+            raise ValueError("--rounds and --seed must not be negative, --workers at least 1")
+        if self.fit.target_samples > self.aloe.samples:
+            raise ValueError(
+                f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
+                f"{self.aloe.samples}"
+            )
+        if self.policy.best_of > 1 and self.method not in get_args(CriticMethod):
+            raise ValueError(f"--policy.best-of {self.policy.best_of} needs critics, and {self.method} has none")
+
+    @property
+    def samples(self) -> int:
+        """M: chunks that are drawn at every frame for the critics."""
+        return self.qc.samples if self.method == "qc" else self.aloe.samples
+
+    @property
+    def best_of(self) -> int:
+        """Chunks among which the critics choose at play."""
+        return self.qc.samples if self.method == "qc" else self.policy.best_of
+
+    @property
+    def judges_critics(self) -> bool:
+        """Whether the critics of each round are judged on fresh episodes."""
+        return self.trust.episodes > 0 and self.method in get_args(CriticMethod)
+
+    @property
+    def critic_fit(self) -> FitConfig:
+        """How the critics of this method are trained."""
+        return qc.fit_config(self.fit, self.qc) if self.method == "qc" else self.fit
+
+
+PRESETS: dict[str, RunConfig] = {
+    "quickstart": RunConfig(
+        world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
+        demos=DemosConfig(episodes=3),
+        sft=ActorConfig(steps=2000),
+        collect=CollectConfig(episodes=20),
+        human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
+        improve=ActorConfig(steps=600, learning_rate=5e-4),
+        eval=EvalConfig(episodes=60),
+    ),
+    "tiny": RunConfig(
+        rounds=2,
+        workers=1,
+        world=MetaWorldConfig(task="reach-v3", image_size=32, max_steps=20, action_repeat=4),
+        demos=DemosConfig(episodes=2),
+        policy=PolicyConfig(vision_width=8, keypoints=4, width=32, depth=1),
+        window=WindowConfig(horizon=4),
+        sft=ActorConfig(steps=12, batch_size=8, save_every=5),
+        collect=CollectConfig(episodes=2),
+        human=HumanConfig(patience_steps=None, time_fraction=0.5, reaction_delay_steps=1),
+        critic=CriticConfig(critics=2, width=16, layers=1, heads=2),
+        fit=FitConfig(steps=12, batch_size=8, save_every=5),
+        aloe=AloeConfig(samples=2, failed_share=0.5),
+        improve=ActorConfig(steps=12, batch_size=8, save_every=5),
+        eval=EvalConfig(episodes=3),
+        trust=TrustConfig(episodes=2),
+    ),
+}
+"""Complete configs by name: `aloe run --preset NAME`. `tiny` is for tests: a whole run in well under a minute."""

@@ -1,0 +1,218 @@
+"""`aloe rank`: would the critic have picked the best policy version of a run?
+
+For every version, critics are trained from scratch *under that version* on the run's whole store, and say what the
+version is worth in the start states of the evaluation, which training has not seen. That is compared with what the
+evaluation measured. Beside the chunk critics stand two estimators with the same network on the same data:
+
+    aloe         the run's own fit: chunked temporal differences under the policy
+    monte-carlo  the same critics regressed on the returns of the buffer: how good its old mixture of policies was
+    fqe          fitted Q evaluation (Le et al. 2019, arXiv 1903.08738): the same with chunks of one action, that is
+                 Q(s, a) towards r + discount * E_{a' ~ pi} Q(s', a')
+
+Measures: Spearman's correlation and regret@k (`aloe.evaluation.ranking`), against discounted return and against success.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from aloe import stages
+from aloe.config import RunConfig
+from aloe.evaluation.ranking import regret, spearman
+from aloe.experience.store import ExperienceStore
+from aloe.experience.windows import WindowConfig
+from aloe.policies.flow import PolicyBundle
+from aloe.returns import monte_carlo_return
+from aloe.run import RunFolder, from_plain, write_json
+from aloe.stages import EvaluatedEpisode, EvaluationInputs
+from aloe.stages.trust import judge
+from aloe.value.fit import FitConfig, fit_critic
+
+Estimator = Literal["aloe", "monte-carlo", "fqe"]
+BEST = (1, 3)
+"""The k of regret@k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """Would the critic have picked the best policy version of a finished run? Writes RUN/ranking.json."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    steps: int = 1000
+    """Gradient steps of each estimator for each version, from scratch."""
+    estimators: tuple[Estimator, ...] = ("aloe", "monte-carlo", "fqe")
+    """What is compared."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.estimators:
+            raise ValueError("--steps must be at least 1, and --estimators must name at least one")
+
+    def main(self) -> None:
+        console = Console()
+        content = rank_run(self.run, self.steps, self.estimators, say=lambda line: console.print(f"[bold]{line}"))
+        console.print(versions_table(content))
+        console.print(estimators_table(content))
+        console.print(f"wrote {self.run / 'ranking.json'}")
+
+
+def rank_run(root: Path, steps: int, estimators: Sequence[Estimator], say: Any = print) -> dict[str, Any]:
+    """Predicts and compares; returns the content of `ranking.json`. What was predicted before is not predicted again.
+
+    Raises:
+        ValueError: no run with two measured versions, or one whose versions cannot be judged so.
+    """
+    run, config, versions = open_run(root)
+    scale = (run.done(0, "demos") or {})["return_scale"]
+    rows: list[dict[str, Any]] = []
+    with run.locked():
+        store = ExperienceStore.open(run.experience)
+        for version in versions:
+            facts = EvaluatedEpisode.read(run.round(version) / "fresh.json")
+            row: dict[str, Any] = {
+                "version": version,
+                "success": float(np.mean([fact.success for fact in facts])),
+                "return": float(np.mean([discounted_return(fact, config.window, scale) for fact in facts])),
+            }
+            for estimator in estimators:
+                say(f"version {version}: {estimator}")
+                row[estimator] = predict(run, config, store, version, estimator, steps)
+            rows.append(row)
+    content = {
+        "task": config.world.task,
+        "method": config.method,
+        "seed": config.seed,
+        "episodes": store.num_episodes,
+        "steps": steps,
+        "versions": rows,
+        "estimators": {name: measures(rows, name) for name in estimators},
+    }
+    write_json(root / "ranking.json", content)
+    return content
+
+
+def open_run(root: Path) -> tuple[RunFolder, RunConfig, list[int]]:
+    """A run, its config, and the policy versions that it has measured.
+
+    Raises:
+        ValueError: see `rank_run`.
+    """
+    if not (root / "config.json").is_file():
+        raise ValueError(f"{root} is no run: it has no config.json; give the folder of an `aloe run`")
+    run, config = RunFolder(root), from_plain(RunConfig, json.loads((root / "config.json").read_text()))
+    versions = [index for index in range(config.rounds + 1) if run.done(index, "eval")]
+    if len(versions) < 2:
+        raise ValueError(f"{root} has measured {len(versions)} policy versions; there is something to rank from two on")
+    if not (run.round(0) / "fresh").is_dir():
+        raise ValueError(f"{root} kept no start states: it was made with --trust.episodes 0, or by an older version")
+    if config.method == "recap":
+        raise ValueError(f"{root} acts under a condition that its samples would not have; recap cannot be ranked")
+    return run, config, versions
+
+
+def discounted_return(episode: EvaluatedEpisode, window: WindowConfig, scale: float) -> float:
+    """Return of a whole evaluation episode as `make_windows` would count it; a time-out counts as a failure."""
+    reward = torch.full((episode.steps,), -1 / scale, dtype=torch.float64)
+    reward[-1] = 0.0 if episode.success else -window.failure_penalty
+    return float(monte_carlo_return(reward, window.discount)[0])
+
+
+def settings(config: RunConfig, estimator: Estimator, steps: int) -> tuple[WindowConfig, FitConfig]:
+    """What an estimator learns from, and how."""
+    fit = replace(config.critic_fit, steps=steps)
+    match estimator:
+        case "aloe":
+            return config.window, fit
+        case "monte-carlo":
+            return config.window, replace(fit, bootstrap="monte-carlo")
+        case "fqe":
+            one_step = replace(config.window, horizon=1, chunk_discount=config.window.discount)
+            return one_step, replace(fit, bootstrap="policy")
+        case _:
+            assert_never(estimator)
+
+
+def predict(
+    run: RunFolder, config: RunConfig, store: ExperienceStore, version: int, estimator: Estimator, steps: int
+) -> float:
+    """Mean value of a version in the start states of the evaluation, by critics trained under it from scratch.
+
+    The critics of all versions begin with the same weights and draw the same batches, so that chance does not rank them.
+    """
+    window, fit = settings(config, estimator, steps)
+    work = run.cache / "ranking" / _digest(asdict(config.critic) | asdict(fit) | {"episodes": store.num_episodes})
+    answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
+    if answer.exists():
+        return json.loads(answer.read_text())["value"]
+    bundle, tower = PolicyBundle.load(run.policy(version)), PolicyBundle.load(run.policy(0))
+    scale = (run.done(0, "demos") or {})["return_scale"]
+    inputs = EvaluationInputs.of(store, bundle, tower, run.cache, window, scale)
+    samples = run.cache / "ranking" / f"samples-{version:03d}-{store.num_episodes}.npy"
+    if not samples.exists():
+        stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples)
+    shape = stages.observation_shape(tower, window.horizon)
+    state = stages.new_critic(shape, config.critic, fit, (config.seed, "rank", estimator))
+    data = stages.critic_data(inputs, samples)
+    fit_critic(state, data, fit, window.discount, (config.seed, "rank", estimator), checkpoint=checkpoint)
+
+    # Every version is evaluated on the same seeds, so that the first states of version 0's episodes are everybody's.
+    cache, chunks = run.cache / "fresh" / "000", run.cache / "ranking" / f"start-{version:03d}.npy"
+    start = stages.fresh_inputs(run.round(0) / "fresh", bundle, tower, cache, window, scale)
+    stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks)
+    judgement = judge(state.critic, stages.critic_data(start, chunks), fit)
+    value = judgement.value(fit, best_of=version > 0 and config.best_of > 1)[start.frames.step == 0]
+    mean = float(value.mean(dtype=np.float64))
+    write_json(answer, {"value": mean})
+    checkpoint.unlink(missing_ok=True)
+    return mean
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measures(rows: Sequence[dict[str, Any]], estimator: str) -> dict[str, dict[str, float | None]]:
+    """Spearman and regret@k of an estimator against return and against success; None where undefined."""
+    predicted = np.array([row[estimator] for row in rows])
+    result: dict[str, dict[str, float | None]] = {}
+    for measured in ("return", "success"):
+        true = np.array([row[measured] for row in rows])
+        correlation = spearman(predicted, true)
+        result[measured] = {"spearman": None if math.isnan(correlation) else correlation} | {
+            f"regret@{k}": regret(predicted, true, k) if k <= len(rows) else None for k in BEST
+        }
+    return result
+
+
+def versions_table(content: dict[str, Any]) -> Table:
+    """Every version: measured success and return, and what each estimator predicted."""
+    names = list(content["estimators"])
+    table = Table(title=f"{content['method']} on {content['task']}, seed {content['seed']}: measured and predicted")
+    for name in ("version", "success", "return", *names):
+        table.add_column(name, justify="right")
+    for row in content["versions"]:
+        numbers = [f"{row[name]:.3f}" for name in ("return", *names)]
+        table.add_row(str(row["version"]), f"{row['success']:.0%}", *numbers)
+    return table
+
+
+def estimators_table(content: dict[str, Any]) -> Table:
+    """Every estimator: its measures."""
+    table = Table(title="higher Spearman and lower regret are better")
+    for name in ("estimator", "against", "spearman", *(f"regret@{k}" for k in BEST)):
+        table.add_column(name, justify="right")
+    for name, against in content["estimators"].items():
+        for measured, numbers in against.items():
+            shown = ("-" if number is None else f"{number:.2f}" for number in numbers.values())
+            table.add_row(name, measured, *shown)
+    return table

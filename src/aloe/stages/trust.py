@@ -1,0 +1,240 @@
+"""How far a round's critic can be trusted, as a stage: judged on fresh episodes of the policy that it evaluated.
+
+The critic of round n was trained under policy n - 1. The evaluation episodes of that policy were never trained on; the
+first of them are recorded in `rounds/<n - 1>/fresh/`, a store like any other. What the numbers mean is in docs/trust.md.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float32
+from numpy import ndarray
+
+from aloe.evaluation.calibration import Calibration, by_decile
+from aloe.evaluation.credit import credit, failure_step, takeovers
+from aloe.evaluation.health import warnings_of
+from aloe.evaluation.ranking import spearman
+from aloe.evaluation.support import best_return_at_step, chunk_distance, effective_share, support
+from aloe.experience.store import ExperienceStore, Frames
+from aloe.experience.windows import WindowConfig, Windows, make_windows
+from aloe.policies.flow import PolicyBundle
+from aloe.returns import aggregate
+from aloe.stages.critic import EvaluationInputs, critic_data, sample_stage
+from aloe.types import Episode, Source
+from aloe.value.critic import ChunkCritic
+from aloe.value.fit import CriticData, FitConfig
+
+BEFORE_TAKEOVER = 5
+"""Steps before a human acts that count as "before the takeover"."""
+MARGIN = 0.01
+"""How far above a return a value must lie to exceed it, as a share of the range of returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustConfig:
+    """What the critics are judged on."""
+
+    episodes: int = 20
+    """Evaluation episodes of each policy version that are recorded for it (at most all). 0 switches the judgement off."""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 0:
+            raise ValueError("--trust.episodes must not be negative; 0 switches the judgement of the critics off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedEpisode:
+    """What is kept of every evaluation episode, in `fresh.json`."""
+
+    seed: int
+    steps: int
+    success: bool
+    failure_step: int | None
+    """Of a failed episode: the step at which it went wrong, where the simulator knows."""
+    disturbed_at: int | None
+    """Step at which the world was disturbed."""
+
+    @staticmethod
+    def of(episode: Episode) -> "EvaluatedEpisode":
+        return EvaluatedEpisode(
+            seed=episode.seed,
+            steps=episode.steps,
+            success=episode.succeeded,
+            failure_step=None if episode.succeeded else failure_step(episode.progress, episode.disturbed_at),
+            disturbed_at=episode.disturbed_at,
+        )
+
+    @staticmethod
+    def read(path: Path) -> "list[EvaluatedEpisode]":
+        """The content of a `fresh.json`."""
+        return [EvaluatedEpisode(**row) for row in json.loads(path.read_text())]
+
+
+def fresh_inputs(
+    root: Path, bundle: PolicyBundle, tower: PolicyBundle, cache: Path, window: WindowConfig, scale: float
+) -> EvaluationInputs:
+    """A store of fresh episodes as policy evaluation reads it. `scale` is the run's, not that of the store."""
+    store = ExperienceStore.open(root)
+    frames = store.columns()
+    windows = make_windows(frames, window, scale, any_length=True)
+    return EvaluationInputs(store=store, frames=frames, windows=windows, bundle=bundle, tower=tower, cache=cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What the critics say of every window of a store."""
+
+    q: Float32[ndarray, "N K"]
+    """Each critic's value of the executed chunk."""
+    q_samples: Float32[ndarray, "N M K"]
+    """Each critic's value of each sampled chunk."""
+
+    def aggregated(self, fit: FitConfig) -> tuple[Float32[ndarray, "N"], Float32[ndarray, "N M"]]:
+        """Executed and sampled chunks' values as the advantage has them."""
+        q, q_samples = (
+            aggregate(torch.from_numpy(each), fit.advantage_aggregation, fit.std_weight).numpy()
+            for each in (self.q, self.q_samples)
+        )
+        return q, q_samples
+
+    def value(self, fit: FitConfig, best_of: bool) -> Float32[ndarray, "N"]:
+        """V of the policy that acts: the mean over its samples; the best of them where the critics choose at play."""
+        _, q_samples = self.aggregated(fit)
+        return q_samples.max(1) if best_of else q_samples.mean(1)
+
+
+@torch.no_grad()
+def judge(critic: ChunkCritic, data: CriticData, fit: FitConfig, batch_size: int = 256) -> Judgement:
+    """The critics' values of executed and of sampled chunks, tails filled as in training."""
+    critic.eval()
+    q, q_samples = [], []
+    for start in range(0, len(data.windows), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(data.windows)))
+        observations, samples = data.observations(rows), data.sampled(rows, slice(None))
+        q.append(critic(observations, data.chunks(rows, None if fit.tail_fill == "zero" else samples[:, 0])))
+        q_samples.append(critic.of_samples(observations, samples))
+    return Judgement(q=torch.cat(q).numpy(), q_samples=torch.cat(q_samples).numpy())
+
+
+def trust_stage(
+    fresh: EvaluationInputs,
+    facts: list[EvaluatedEpisode],
+    learnt: EvaluationInputs,
+    advantages: Path,
+    critic: ChunkCritic,
+    fit: FitConfig,
+    key: tuple[int | str, ...],
+    *,
+    samples: int,
+    best_of: bool,
+    weighted: bool,
+) -> dict[str, Any]:
+    """Judges a critic; `numbers` (None where undefined), `warnings`, and the tables `by_decile` of value and chunk.
+
+    fresh, facts: episodes that it has not seen, of the policy that it evaluated, and what the simulator knows of them.
+    learnt, advantages: what it was trained on, and the `advantages.parquet` that came of it.
+    samples: chunks that are drawn at every fresh state. best_of: whether the critics choose at play. weighted: whether
+    the actor's weights follow the advantages, so that something may be wrong with them.
+    """
+    chunks = fresh.cache / "samples.npy"
+    sample_stage(fresh, samples, key, chunks)
+    data = critic_data(fresh, chunks)
+    judgement = judge(critic, data, fit)
+    value, (q, _) = judgement.value(fit, best_of), judgement.aggregated(fit)
+    known, realised = fresh.windows.ended, fresh.windows.monte_carlo
+    begins = known & (fresh.frames.step == 0)
+    seen = learnt.windows.monte_carlo[learnt.windows.ended]
+    table = pd.read_parquet(advantages)
+    error = np.abs(q - realised)
+    numbers = {
+        "episodes": len(np.unique(fresh.frames.episode)),
+        **_prefixed("value", Calibration.of(value[known], realised[known])),
+        **_prefixed("chunk", Calibration.of(q[known], realised[known])),
+        **_prefixed("start", Calibration.of(value[begins], realised[begins])),
+        "spread_error_correlation": spearman(judgement.q.std(1)[known], error[known]),
+        **credit_numbers(value, fresh.frames, facts),
+        **takeover_numbers(table["value"].to_numpy(), learnt.frames, version=int(fresh.frames.policy_version[0])),
+        **support_numbers(judgement, data, fresh.frames, learnt, fit),
+        "effective_share": effective_share(table["weight"].to_numpy()) if weighted else math.nan,
+    }
+    numbers = {name: None if math.isnan(number) else number for name, number in numbers.items()}
+    return {
+        "numbers": numbers,
+        "warnings": warnings_of(numbers, float(seen.max() - seen.min()) if len(seen) else math.nan),
+        "by_decile": {
+            name: [asdict(part) for part in by_decile(predicted[known], realised[known])]
+            for name, predicted in (("value", value), ("chunk", q))
+        },
+    }
+
+
+def _prefixed(prefix: str, calibration: Calibration) -> dict[str, float]:
+    return {f"{prefix}_{name}": number for name, number in asdict(calibration).items()}
+
+
+def credit_numbers(value: Float32[ndarray, "N"], frames: Frames, facts: list[EvaluatedEpisode]) -> dict[str, float]:
+    """Steepest drop of the value against the step of failure, over the failed fresh episodes."""
+    failed = {e: facts[e].failure_step for e in np.unique(frames.episode).tolist() if not facts[e].success}
+    known = {episode: step for episode, step in failed.items() if step is not None}
+    result = credit([value[frames.episode == episode] for episode in known], list(known.values()))
+    return {
+        "credit_episodes": result.episodes,
+        "credit_distance": result.distance,
+        "credit_distance_of_chance": result.distance_of_chance,
+    }
+
+
+def takeover_numbers(value: Float32[ndarray, "N"], frames: Frames, version: int) -> dict[str, float]:
+    """Values before each takeover from a policy version, against its episodes that needed none."""
+    before, untouched = [], np.zeros(len(frames), bool)
+    for rows in _episodes(frames, version):
+        human = np.flatnonzero(frames.source[rows] == Source.HUMAN)
+        if len(human):
+            before.append(rows[max(0, human[0] - BEFORE_TAKEOVER) : human[0]])
+        else:
+            untouched[rows] = True
+    moment = frames.task_index * (frames.step.max() + 1) + frames.step
+    result = takeovers(value, moment, before, untouched)
+    return {
+        "takeovers_compared": result.count,
+        "takeover_value_difference": result.difference,
+        "takeover_auc": result.auc,
+    }
+
+
+def _episodes(frames: Frames, version: int) -> Iterator[ndarray]:
+    """Rows of each episode that this policy version began."""
+    starts = np.flatnonzero(frames.step == 0)
+    for start, end in zip(starts, np.append(starts[1:], len(frames)), strict=True):
+        if frames.source[start] == Source.POLICY and frames.policy_version[start] == version:
+            yield np.arange(start, end)
+
+
+def support_numbers(
+    judgement: Judgement, data: CriticData, frames: Frames, learnt: EvaluationInputs, fit: FitConfig
+) -> dict[str, float]:
+    """The critics on samples against the critics on executed chunks, and against the returns in what they learnt from."""
+    windows: Windows = learnt.windows
+    seen, steps = windows.monte_carlo[windows.ended], learnt.frames.step[windows.ended]
+    if not len(seen):
+        return {}
+    q, q_samples = judgement.aggregated(fit)
+    executed = data.chunks(np.arange(len(frames)), None).numpy()
+    result = support(
+        q_executed=q,
+        q_samples=q_samples,
+        spread_executed=judgement.q.std(-1),
+        spread_samples=judgement.q_samples.std(-1),
+        distance=chunk_distance(np.asarray(data.samples), executed, data.windows.is_pad),
+        best=float(seen.max()),
+        best_at_step=best_return_at_step(seen, steps, frames.step),
+        margin=MARGIN * float(seen.max() - seen.min()),
+    )
+    return asdict(result)
