@@ -255,7 +255,7 @@ class Circle:
                 execute=self.config.policy.execute,
                 version=version,
                 seed=self.config.seed,
-                recorded=self.config.trust.episodes,
+                recorded=self.config.trust.episodes if stage == "eval" else 0,  # pictures cost more than the rest
                 keep=keep,
             )
             result |= {

@@ -134,11 +134,11 @@ def _seconds(run: RunFolder, index: int, stage: str, of_round: dict[str, float])
     """Where the time of a round went. What a perturbed row took is its measurement alone, so that a sum counts nothing
     twice; the common start ends with the collection of round 1."""
     done = run.done(index, stage) or {}
-    training, collecting = 0.0, 0.0
+    training, collecting, evaluation = 0.0, 0.0, done["seconds"]
     if stage == "eval":
         collecting = sum(of_round.get(name, 0.0) for name in ("demos", "collect"))
-        training = sum(seconds for name, seconds in of_round.items() if name not in ("demos", "collect", "eval"))
-    evaluation = done["seconds"]
+        evaluation = sum(of_round.get(name, 0.0) for name in ("eval", "trust"))
+        training = sum(of_round.values()) - collecting - evaluation
     shared = training + collecting + evaluation if index == 0 else collecting if index == 1 else 0.0
     return {
         "collecting_seconds": collecting,
