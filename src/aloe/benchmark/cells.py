@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from typing import Any
 import torch
 
 from aloe.benchmark.results import Results
-from aloe.benchmark.start import begin_cell, check_folder, make_start, measure_perturbed, perturbed_stage, waiting_lock
+from aloe.benchmark.start import (
+    StartConfig,
+    begin_cell,
+    check_folder,
+    make_start,
+    measure_perturbed,
+    perturbed_stage,
+    waiting_lock,
+)
 from aloe.benchmark.suites import Suite, method_config
 from aloe.config import RunConfig
 from aloe.loop import Say, run_circle
@@ -35,18 +43,24 @@ class Cell:
     config: RunConfig
     folder: Path
     """Of the suite: holds the starts and the cells."""
+    start_name: str
+    """Folder of the start: that of the seed, or, where the variant may and does change what shapes it, its own."""
     results: Path
     """Folder of the parquet files."""
 
     @staticmethod
     def of(suite: Suite, method: str, seed: int, folder: Path, results: Path) -> "Cell":
+        config = method_config(suite, method, seed)
+        start, usual = StartConfig.of(config), StartConfig.of(replace(suite.config, seed=seed))
+        own = suite.own_starts and start != usual
         return Cell(
             suite=suite.name,
             perturbations=suite.perturbations,
             method=method,
             seed=seed,
-            config=method_config(suite, method, seed),
+            config=config,
             folder=folder / suite.name,
+            start_name=f"base-{seed}" + (f"-{_digest(to_plain(start))[:6]}" if own else ""),
             results=results,
         )
 
@@ -60,17 +74,20 @@ class Cell:
 
     @property
     def start(self) -> Path:
-        return self.folder / f"base-{self.seed}"
+        return self.folder / self.start_name
 
     @property
     def config_hash(self) -> str:
         """Of all that decides the cell's rows, the number of rounds included."""
-        content = {"config": to_plain(self.config), "perturbations": self.perturbations}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return _digest({"config": to_plain(self.config), "perturbations": self.perturbations})[:12]
 
     @property
     def is_finished(self) -> bool:
         return Results(self.results, self.suite).finished(self.method, self.seed, self.config_hash)
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def play_start(cell: Cell, say: Say = print) -> RunFolder:

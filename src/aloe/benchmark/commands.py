@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from aloe.benchmark.runner import run_benchmark
-from aloe.benchmark.suites import METHODS, SUITES, find_suite
+from aloe.benchmark.suites import SUITES, find_suite
 
 
 def _say(line: str) -> None:
@@ -19,9 +19,9 @@ class Benchmark:
     """Play a suite: every method on every seed, over all cores. Goes on where it stopped; repeats no finished cell."""
 
     suite: tyro.conf.Positional[str]
-    """precision, assembly or instructions (pictures), or the same with -state (state observations)."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """What is compared."""
+    """precision, assembly or instructions (pictures), the same with -state (state observations), or ablations-state."""
+    methods: tuple[str, ...] = ()
+    """What is compared; by default everything that the suite has."""
     seeds: tuple[int, ...] = (0, 1, 2)
     output_dir: Path = Path("runs/benchmark")
     """Gets the runs; they may be deleted once their cells are finished."""
@@ -33,7 +33,13 @@ class Benchmark:
     def main(self) -> None:
         suite = find_suite(self.suite)
         run_benchmark(
-            suite, self.methods, self.seeds, folder=self.output_dir, results=self.results, jobs=self.jobs, say=_say
+            suite,
+            self.methods or tuple(suite.variants),
+            self.seeds,
+            folder=self.output_dir,
+            results=self.results,
+            jobs=self.jobs,
+            say=_say,
         )
         _say(f"all of it is in {self.results / f'{suite.name}.parquet'}; aloe benchmark-report {suite.name} shows it")
 

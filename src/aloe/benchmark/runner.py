@@ -29,15 +29,15 @@ _POLL_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process does: make a seed's common start, or play a cell."""
+    """What one process does: make a common start, or play a cell."""
 
     what: Literal["start", "cell"]
     cell: Cell
-    """For a start, any cell of that seed."""
+    """For a start, any cell that begins there."""
 
     @property
     def name(self) -> str:
-        return f"base-{self.cell.seed}" if self.what == "start" else self.cell.name
+        return self.cell.start_name if self.what == "start" else self.cell.name
 
     @property
     def log(self) -> Path:
@@ -110,9 +110,9 @@ def run_benchmark(
 
 def check_starts(cells: Sequence[Cell]) -> None:
     """Raises ValueError if methods of one seed cannot share a start, or a folder belongs to another config."""
-    first: dict[int, Cell] = {}
+    first: dict[str, Cell] = {}
     for cell in cells:
-        other = first.setdefault(cell.seed, cell)
+        other = first.setdefault(cell.start_name, cell)
         if StartConfig.of(cell.config) != StartConfig.of(other.config):
             raise ValueError(
                 f"{cell.method} and {other.method} differ in options that shape the common start of a seed; "
@@ -128,12 +128,12 @@ class _Play:
     def __init__(self, suite: str, cells: list[Cell], left: list[Cell], jobs: int, say: Say) -> None:
         self.suite, self.cells, self.jobs, self.say = suite, cells, jobs, say
         self.waiting: list[Job] = []
-        self.begun: set[int] = set()
-        """Seeds whose start is there."""
-        for seed in dict.fromkeys(cell.seed for cell in left):
-            mine = [cell for cell in left if cell.seed == seed]
+        self.begun: set[str] = set()
+        """Starts that are there."""
+        for start in dict.fromkeys(cell.start_name for cell in left):
+            mine = [cell for cell in left if cell.start_name == start]
             if is_made(mine[0].start, mine[0].perturbations):
-                self.begun.add(seed)
+                self.begun.add(start)
             else:
                 self.waiting.append(Job(what="start", cell=mine[0]))
             self.waiting += [Job(what="cell", cell=cell) for cell in mine]
@@ -156,7 +156,7 @@ class _Play:
 
     def _next(self) -> Job | None:
         """The first job whose start is there."""
-        return next((job for job in self.waiting if job.what == "start" or job.cell.seed in self.begun), None)
+        return next((job for job in self.waiting if job.what == "start" or job.cell.start_name in self.begun), None)
 
     def _ended(self, one: _Running) -> None:
         job, took = one.job, time.monotonic() - one.since
@@ -164,10 +164,10 @@ class _Play:
             self.failed.append(job)
             self.say(f"{job.name} failed after {duration(took)}: {job.last_words()}")
             if job.what == "start":  # none of its cells can be played
-                self.waiting = [other for other in self.waiting if other.cell.seed != job.cell.seed]
+                self.waiting = [other for other in self.waiting if other.cell.start_name != job.cell.start_name]
             return
         if job.what == "start":
-            self.begun.add(job.cell.seed)
+            self.begun.add(job.cell.start_name)
             self.say(f"{self.suite} {job.name}: made in {duration(took)}; {self._outlook()}")
         else:
             rows = Results(job.cell.results, self.suite).cell(job.cell.method, job.cell.seed, job.cell.config_hash)

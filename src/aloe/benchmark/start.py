@@ -15,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from aloe.config import CollectConfig, EvalConfig, RunConfig
-from aloe.experience.windows import WindowConfig
 from aloe.loop import Say, open_circle
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import HumanConfig
@@ -33,7 +32,7 @@ class StartConfig:
     world: MetaWorldConfig
     demos: DemosConfig
     policy: PolicyConfig
-    window: WindowConfig
+    horizon: int
     sft: ActorConfig
     collect: CollectConfig
     human: HumanConfig
@@ -42,9 +41,10 @@ class StartConfig:
 
     @staticmethod
     def of(config: RunConfig) -> "StartConfig":
-        start = StartConfig(**{field.name: getattr(config, field.name) for field in fields(StartConfig)})
+        shared = {field.name: getattr(config, field.name) for field in fields(StartConfig) if field.name != "horizon"}
         # A choice among chunks needs critics, which the cloned policy has not got: it plays the same with any.
-        return replace(start, policy=replace(config.policy, best_of=1))
+        shared["policy"] = replace(config.policy, best_of=1)
+        return StartConfig(**shared, horizon=config.window.horizon)
 
 
 @contextmanager

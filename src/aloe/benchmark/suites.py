@@ -1,21 +1,91 @@
 """What is compared, and on what: suites (a config each) and method variants (a change of that config each)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
-from aloe.config import CollectConfig, EvalConfig, Method, RunConfig
+from aloe.config import CollectConfig, EvalConfig, RunConfig
+from aloe.methods.aloe import AloeConfig
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import GRADES
 from aloe.stages import DemosConfig
+from aloe.value.fit import FitConfig
 from aloe.worlds.metaworld import MetaWorldConfig
 
 Variant = Callable[[RunConfig], RunConfig]
-"""Makes a method's config from the suite's. It may change nothing that has shaped the common start (see `start.py`)."""
+"""Makes a method's config from the suite's."""
 
 REFERENCE: Final = "aloe"
-"""The method that the tables compare with all others."""
+"""What the tables compare with all others."""
+
+
+def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
+    """The config with one option changed, named as on the command line: `fit.bootstrap`."""
+    group, _, name = path.rpartition(".")
+    return replace(config, **{group: replace(getattr(config, group), **{name: value})} if group else {name: value})
+
+
+def _with(**options: Any) -> Variant:
+    """A variant that sets options, `fit__bootstrap` for `fit.bootstrap`."""
+
+    def variant(config: RunConfig) -> RunConfig:
+        for name, value in options.items():
+            config = changed(config, name.replace("__", "."), value)
+        return config
+
+    return variant
+
+
+METHODS: Final[dict[str, Variant]] = {
+    "sft": _with(method="sft"),
+    "dagger": _with(method="dagger"),
+    "filtered": _with(method="filtered"),
+    "awr": _with(method="awr"),
+    "recap": _with(method="recap"),
+    "qc": _with(method="qc"),
+    "aloe": _with(method="aloe"),
+    "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
+    "aloe-best-of": _with(method="aloe", policy__best_of=8),
+}
+"""Everything that can be played in a suite of methods, in the order of the tables."""
+
+ABLATIONS: Final[dict[str, Variant]] = {
+    "aloe": _with(),
+    "critics-1": _with(critic__critics=1),
+    "critics-2": _with(critic__critics=2),
+    "critics-10": _with(critic__critics=10),
+    "separate-trunks": _with(critic__trunks="separate"),
+    "target-mean": _with(fit__target_aggregation="mean"),
+    "target-mean-std": _with(fit__target_aggregation="mean-std"),
+    "advantage-mean": _with(fit__advantage_aggregation="mean"),
+    "advantage-mean-std": _with(fit__advantage_aggregation="mean-std"),
+    "horizon-1": _with(window__horizon=1, policy__execute=1),
+    "horizon-4": _with(window__horizon=4),
+    "horizon-8-executed": _with(policy__execute=8),
+    "horizon-16": _with(window__horizon=16),
+    "in-sample": _with(fit__bootstrap="in-sample"),
+    "monte-carlo": _with(fit__bootstrap="monte-carlo"),
+    "samples-2": _with(aloe__samples=2),
+    "samples-16": _with(aloe__samples=16, fit__target_samples=8),
+    "zero-tail": _with(fit__tail_fill="zero"),
+    "polyak-fast": _with(fit__polyak=0.02),
+    "critic-steps-x4": _with(fit__steps=2000),
+    "beta-third": _with(aloe__beta_scale=1 / 3),
+    "beta-thrice": _with(aloe__beta_scale=3.0),
+    "clip-1": _with(aloe__clip=1.0),
+    "failed-kept": _with(aloe__failed_share=1.0),
+    "failed-hindsight": _with(aloe__hindsight=0.05),
+    "policy-half": _with(aloe__policy_share=0.5),
+    "policy-quarter": _with(aloe__policy_share=0.25),
+    "penalty-0": _with(window__failure_penalty=0.0),
+    "penalty-3": _with(window__failure_penalty=3.0),
+    "cut-bootstraps": _with(window__cut="bootstrap"),
+    "best-of-8": _with(policy__best_of=8),
+    "filtered": _with(method="filtered"),
+    "dagger": _with(method="dagger"),
+}
+"""One improvement on the first round's data each, with one thing changed; two other methods to measure them by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,34 +97,14 @@ class Suite:
     """The run; seed and method are set by each cell."""
     perturbations: tuple[str, ...] = ("disturbance", "unseen")
     """Values of `MetaWorldConfig.perturbation`; never trained on."""
+    variants: Mapping[str, Variant] = field(default_factory=lambda: METHODS)
+    """What may be played."""
+    own_starts: bool = False
+    """Whether a variant may change what shapes the common start (see `start.py`); it then gets one of its own."""
 
     def __post_init__(self) -> None:
         if self.config.rounds < 1:
             raise ValueError("methods differ from the first round on: a suite needs at least one")
-
-
-def _method(name: Method) -> Variant:
-    def variant(config: RunConfig) -> RunConfig:
-        return replace(config, method=name)
-
-    return variant
-
-
-def _in_sample(config: RunConfig) -> RunConfig:
-    return replace(config, method="aloe", fit=replace(config.fit, bootstrap="in-sample"))
-
-
-METHODS: Final[dict[str, Variant]] = {
-    "sft": _method("sft"),
-    "dagger": _method("dagger"),
-    "filtered": _method("filtered"),
-    "awr": _method("awr"),
-    "recap": _method("recap"),
-    "qc": _method("qc"),
-    "aloe": _method("aloe"),
-    "aloe-in-sample": _in_sample,
-}
-"""Everything that can be played in a suite, in the order of the tables."""
 
 
 def method_config(suite: Suite, method: str, seed: int) -> RunConfig:
@@ -63,47 +113,31 @@ def method_config(suite: Suite, method: str, seed: int) -> RunConfig:
     Raises:
         ValueError: there is no such method, or the seed is negative.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; there are {', '.join(METHODS)}")
+    if method not in suite.variants:
+        raise ValueError(f"unknown method {method!r}; {suite.name} has {', '.join(suite.variants)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; seeds count from 0")
-    return METHODS[method](replace(suite.config, seed=seed))
+    return suite.variants[method](replace(suite.config, seed=seed))
 
+
+BUDGET: Final[dict[str, Any]] = {
+    "sft": {"steps": 2000, "batch_size": 128},
+    "improve": {"steps": 1000, "batch_size": 128, "learning_rate": 5e-4},
+    "fit": {"steps": 500},
+    "aloe": {"samples": 4},
+    "human": "ordinary",
+    "rounds": 5,
+    "collect": {"episodes": 30},
+    "eval": {"episodes": 100},
+}
+"""What every suite gives to every method."""
 
 TASKS: Final[dict[str, dict[str, Any]]] = {
-    "precision": {
-        "world": {"task": "peg-insert-side-v3", "max_steps": 80},
-        "demos": {"episodes": 10},
-        "sft": {"steps": 2000},
-        "improve": {"steps": 600, "learning_rate": 5e-4},
-        "human": "ordinary",
-        "rounds": 5,
-        "collect": {"episodes": 30},
-        "eval": {"episodes": 100},
-    },
-    "assembly": {
-        "world": {"task": "assembly-v3", "max_steps": 80},
-        "demos": {"episodes": 10},
-        "sft": {"steps": 2000},
-        "improve": {"steps": 600, "learning_rate": 5e-4},
-        "human": "ordinary",
-        "rounds": 5,
-        "collect": {"episodes": 30},
-        "eval": {"episodes": 100},
-    },
+    "precision": {"world": {"task": "peg-insert-side-v3"}, "demos": {"episodes": 10}},
+    "assembly": {"world": {"task": "assembly-v3"}, "demos": {"episodes": 10}},
     "instructions": {
-        "world": {
-            "task": "reach-v3",
-            "also": ("pick-place-v3", "faucet-open-v3", "faucet-close-v3"),
-            "max_steps": 60,
-        },
-        "demos": {"episodes": 12},
-        "sft": {"steps": 2000},
-        "improve": {"steps": 600, "learning_rate": 5e-4},
-        "human": "ordinary",
-        "rounds": 5,
-        "collect": {"episodes": 30},
-        "eval": {"episodes": 100},
+        "world": {"task": "reach-v3", "also": ("pick-place-v3", "faucet-open-v3", "faucet-close-v3")},
+        "demos": {"episodes": 5},  # of each task
     },
 }
 """The numbers of every suite, once for pictures and state. What is not here is `RunConfig`'s default."""
@@ -111,7 +145,10 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
 WORKERS: Final = 4
 """Worlds at once in a cell: the policy serves them in one batch."""
 
-SUITES: Final = (*(f"{task}-state" for task in TASKS), *TASKS)
+ABLATION: Final = "ablations-state"
+"""The precision task with state observations, one round, and every variant of `ABLATIONS`."""
+
+SUITES: Final = (*(f"{task}-state" for task in TASKS), *TASKS, ABLATION)
 
 
 def find_suite(name: str) -> Suite:
@@ -127,8 +164,11 @@ def find_suite(name: str) -> Suite:
             + (f"did you mean {near[0]}? " if near else "")
             + f"there are {', '.join(SUITES)}"
         )
+    if name == ABLATION:
+        once = replace(find_suite("precision-state").config, rounds=1)
+        return Suite(name=name, config=once, perturbations=(), variants=ABLATIONS, own_starts=True)
     task = name.removesuffix("-state")
-    observations, numbers = "pictures" if name == task else "state", TASKS[task]
+    observations, numbers = "pictures" if name == task else "state", BUDGET | TASKS[task]
     config = RunConfig(
         workers=WORKERS,
         rounds=numbers["rounds"],
@@ -137,6 +177,8 @@ def find_suite(name: str) -> Suite:
         sft=ActorConfig(**numbers["sft"]),
         collect=CollectConfig(**numbers["collect"]),
         human=GRADES[numbers["human"]],
+        fit=FitConfig(**numbers["fit"]),
+        aloe=AloeConfig(**numbers["aloe"]),
         improve=ActorConfig(**numbers["improve"]),
         eval=EvalConfig(**numbers["eval"]),
     )

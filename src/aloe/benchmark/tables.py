@@ -9,13 +9,15 @@ import pandas as pd
 from aloe.benchmark import statistics
 from aloe.benchmark.results import by_cell, start_seconds
 from aloe.benchmark.statistics import Estimate
-from aloe.benchmark.suites import METHODS, REFERENCE
+from aloe.benchmark.suites import ABLATION, ABLATIONS, METHODS, REFERENCE
 
 
 def methods_of(rows: pd.DataFrame) -> list[str]:
-    """The methods that were played, in the order of `METHODS`; others after them."""
-    played = set(rows["method"])
-    return [name for name in METHODS if name in played] + sorted(played - METHODS.keys())
+    """The methods that were played, in the order of `METHODS` and `ABLATIONS`; others after them."""
+    played, known = set(rows["method"]), dict.fromkeys([*METHODS, *ABLATIONS])
+    if rows["suite"].iloc[0] == ABLATION:
+        known = dict.fromkeys(ABLATIONS)
+    return [name for name in known if name in played] + sorted(played - known.keys())
 
 
 def check_comparable(rows: pd.DataFrame) -> int:

@@ -32,6 +32,8 @@ class WindowConfig:
     """Reward of a failing step, in units of the mean successful demonstration, negative. (Paper: 1.)"""
     timeout: Literal["failure", "bootstrap"] = "failure"
     """Whether running out of time counts as a failure (paper) or the value is bootstrapped from there."""
+    cut: Literal["failure", "bootstrap"] = "failure"
+    """Whether a policy's fragment that the human cut short ended in failure there (paper) or merely stopped."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
@@ -147,9 +149,8 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
         & (frames.source[first[1:]] == Source.HUMAN)
     )
     success = frames.success[last]
-    failure = ~success & (
-        frames.terminated[last] | taken_over | (frames.truncated[last] & (config.timeout == "failure"))
-    )
+    ends = frames.terminated[last] | (frames.truncated[last] & (config.timeout == "failure"))
+    failure = ~success & np.where(taken_over, config.cut == "failure", ends)
     step_reward = np.full(count, -1 / scale, dtype=np.float32)
     step_reward[last[success]] = 0.0
     step_reward[last[failure]] = -config.failure_penalty

@@ -23,6 +23,7 @@ from aloe.experience.store import Frames
 from aloe.experience.windows import Windows
 from aloe.losses import advantage_weight
 from aloe.policies.train import ActorRows
+from aloe.types import Source
 from aloe.value.fit import Evaluation
 
 
@@ -38,6 +39,10 @@ class AloeConfig:
     """eps: A / beta is clipped to [-eps, eps]. (Paper: not disclosed.)"""
     failed_share: float = 0.0
     """Factor on the weight of windows whose fragment ended in failure. (Paper: 1.)"""
+    policy_share: float | None = None
+    """Share of the whole weight that the policy's own windows get; None: as the weights fall. (Paper: None.)"""
+    hindsight: float = 0.0
+    """Windows of a failed fragment keep their weight where the value later in the fragment is higher by this than here."""
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -54,5 +59,25 @@ def actor_rows(frames: Frames, windows: Windows, evaluation: Evaluation, config:
     beta = config.beta_scale * float(advantage.std(correction=0))
     weight = advantage_weight(advantage, beta, config.clip).numpy()
     failed = windows.ended & ~windows.fragment_success
-    weight = np.where(failed, config.failed_share * weight, weight).astype(np.float32)
+    share = np.full(len(weight), config.failed_share)
+    if config.hindsight > 0:
+        share[later_value(windows, evaluation.value) - evaluation.value > config.hindsight] = 1.0
+    weight = np.where(failed, share * weight, weight).astype(np.float32)
+    if config.policy_share is not None:
+        own = frames.source == Source.POLICY
+        if weight[own].sum() > 0 and weight[~own].sum() > 0:
+            odds = config.policy_share / (1 - config.policy_share)
+            weight[own] *= odds * weight[~own].sum() / weight[own].sum()
     return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
+
+
+def later_value(windows: Windows, value: np.ndarray) -> np.ndarray:
+    """Highest value from the end of each window to the end of its fragment; minus infinity where nothing follows."""
+    count, horizon = len(value), windows.frames.shape[1]
+    best = np.full(count, -np.inf, np.float32)
+    last = np.flatnonzero(np.append(windows.fragment[1:] != windows.fragment[:-1], True))
+    for start, end in zip(np.append(0, last[:-1] + 1), last, strict=True):
+        highest = np.maximum.accumulate(value[start : end + 1][::-1])[::-1]
+        if len(highest) > horizon:
+            best[start : end + 1 - horizon] = highest[horizon:]
+    return best

@@ -5,7 +5,8 @@ vision tower), one an action of the chunk. Each readout ends in its own MLP head
 differ in what they read from it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,8 @@ class CriticConfig:
     """Transformer layers. (Paper: 6.)"""
     heads: int = 4
     """Attention heads. (Paper: 8.)"""
+    trunks: Literal["shared", "separate"] = "shared"
+    """One transformer with K readouts (paper), or a transformer for each critic, at K times the cost."""
 
     def __post_init__(self) -> None:
         if min(self.critics, self.layers, self.heads) < 1:
@@ -74,6 +77,11 @@ class ChunkCritic(nn.Module):
     def __init__(self, config: CriticConfig, shape: ObservationShape, outputs: int = 1) -> None:
         super().__init__()
         self.shape = shape
+        self.members = nn.ModuleList()
+        if config.trunks == "separate":
+            alone = replace(config, critics=1, trunks="shared")
+            self.members.extend(ChunkCritic(alone, shape, outputs) for _ in range(config.critics))
+            return
         width = config.width
         self.readouts = nn.Parameter(torch.randn(config.critics, width) * 0.02)
         self.state = nn.Linear(shape.state_dim, width)
@@ -101,6 +109,8 @@ class ChunkCritic(nn.Module):
             raise ValueError(
                 f"this critic judges chunks of shape {wanted}, not {None if action is None else tuple(action.shape[1:])}"
             )
+        if len(self.members):
+            return torch.cat([member(observations, action) for member in self.members], -1)
         batch = len(observations)
         tokens = [
             self.readouts.expand(batch, -1, -1),
