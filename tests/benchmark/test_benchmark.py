@@ -257,7 +257,7 @@ def test_the_hash_of_a_cell_follows_every_option_and_the_perturbations(tmp_path)
 @pytest.mark.parametrize(
     ("methods", "seeds", "message"),
     [
-        (("bc",), (0,), "unknown method 'bc'; there are sft, dagger"),
+        (("bc",), (0,), "unknown method 'bc'; small has sft, dagger"),
         (("sft",), (-1,), "seed -1 is negative"),
         ((), (0,), "name at least one method and one seed"),
         (("sft",), (), "name at least one method and one seed"),

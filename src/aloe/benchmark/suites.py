@@ -60,7 +60,7 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "target-mean-std": _with(fit__target_aggregation="mean-std"),
     "advantage-mean": _with(fit__advantage_aggregation="mean"),
     "advantage-mean-std": _with(fit__advantage_aggregation="mean-std"),
-    "horizon-1": _with(window__horizon=1, policy__execute=1),
+    "horizon-1": _with(policy__execute=1, window__horizon=1),
     "horizon-4": _with(window__horizon=4),
     "horizon-8-executed": _with(policy__execute=8),
     "horizon-16": _with(window__horizon=16),
