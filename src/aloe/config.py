@@ -115,7 +115,7 @@ class RunConfig:
 PRESETS: dict[str, RunConfig] = {
     "quickstart": RunConfig(
         world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
-        demos=DemosConfig(episodes=3),
+        demos=DemosConfig(episodes=2),
         sft=ActorConfig(steps=2000),
         collect=CollectConfig(episodes=20),
         human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
