@@ -275,3 +275,14 @@ def test_no_window_holds_steps_of_two_fragments(
     lowest, highest = windows.return_range
     assert (windows.monte_carlo >= lowest - 1e-5).all()
     assert (windows.monte_carlo <= highest + 1e-5).all()
+
+
+@pytest.mark.parametrize("cut", ["-", ""])
+def test_cut_that_bootstraps_is_a_mere_stop(cut: str) -> None:
+    # ppp cut, hh success; H = 2. The policy's window at step 0 bootstraps at step 2; those at 1 and 2 reach the end of
+    # the recording: neither an end nor a next state is known.
+    windows = make_windows(frames_of("dd+", f"ppp{cut}hh+"), WindowConfig(horizon=2, cut="bootstrap"), 2.0)
+    assert windows.has_target[2:5].tolist() == [True, False, False]
+    assert windows.bootstraps[2:5].tolist() == [True, False, False]
+    assert not windows.ended[2:5].any()
+    assert windows.reward[2:5, 0].tolist() == [-0.5, -0.5, -0.5]  # no penalty anywhere

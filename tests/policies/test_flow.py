@@ -118,3 +118,28 @@ def test_a_policy_fits_a_robot_with_its_cameras_and_perhaps_more(bundle):
 def test_a_policy_does_not_fit_another_robot(bundle, robot, message):
     with pytest.raises(ValueError, match=message):
         check_fits(bundle, "the robot", *robot)
+
+
+def test_guidance_goes_beyond_the_plain_instruction(bundle, observe):
+    # One Euler step of size 1 from noise x: x - v. With guidance 3: v = v_plain + 3 (v_good - v_plain).
+    bundle.policy.config.num_flow_steps = 1
+    good, plain = (bundle.preprocessor(observe(rows=2, task=task)) for task in ("push. Advantage: positive", "push"))
+    noise = torch.randn(2, 1, 4, 3, generator=torch.Generator().manual_seed(0))
+    v_good, v_plain = (noise - sample_chunks(bundle.policy, batch, noise) for batch in (good, plain))
+    assert (v_good - v_plain).abs().max() > 1e-4
+    guided = sample_chunks(bundle.policy, good, noise, plain, 3.0)
+    torch.testing.assert_close(guided, noise - (v_plain + 3 * (v_good - v_plain)))
+
+
+def test_condition_is_part_of_the_instruction_that_the_policy_reads(bundle, observe):
+    raw = observe(rows=2, task="push")
+    images = {
+        name.removeprefix("observation.images."): (255 * pixels).permute(0, 2, 3, 1).to(torch.uint8).numpy()
+        for name, pixels in raw.items()
+        if name.startswith("observation.images.")
+    }
+    state, noise = raw["observation.state"].numpy(), np.zeros((2, 4, 3), np.float32)
+    with_words = PolicyPlayer(bundle=bundle, condition=", gently")(images, state, ["push"] * 2, noise)
+    written_out = PolicyPlayer(bundle=bundle)(images, state, ["push, gently"] * 2, noise)
+    np.testing.assert_array_equal(with_words, written_out)
+    assert np.abs(with_words - PolicyPlayer(bundle=bundle)(images, state, ["push"] * 2, noise)).max() > 1e-5

@@ -138,3 +138,14 @@ def test_values_are_the_same_in_training_and_in_evaluation() -> None:
 def test_impossible_sizes_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"at least one|multiple of heads"):
         CriticConfig(**wrong)
+
+
+def test_critics_with_separate_trunks_share_nothing() -> None:
+    torch.manual_seed(0)
+    config = CriticConfig(critics=3, width=16, layers=1, heads=2, trunks="separate")
+    critic = ChunkCritic(config, SHAPE)
+    q = critic(*make_inputs())
+    assert q.shape == (5, 3)
+    q[:, 1].sum().backward()
+    reached = [any(p.grad is not None and p.grad.any() for p in member.parameters()) for member in critic.members]
+    assert reached == [False, True, False]

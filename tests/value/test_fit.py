@@ -319,3 +319,14 @@ def test_one_critic_alone_has_no_spread(data: CriticData) -> None:
     result = evaluate_windows(state.critic, data, SHORT)
     assert result.spread_data == result.spread_samples == 0.0
     assert np.isfinite(result.advantage).all()
+
+
+def test_target_of_q_chunking_is_the_best_of_the_samples(data: CriticData) -> None:
+    config = FitConfig(bootstrap="best-of", target_samples=3, target_aggregation="mean", clamp_targets=False)
+    state = make_state()
+    q = state.target.of_samples(data.observations(np.array([2, 6])), torch.from_numpy(data.samples[[2, 6]]))
+    best = q.mean(-1).amax(-1)
+    # Windows 0 and 4 hold two steps of -1/4: -1/4 - 1/2 * 1/4 + 1/4 * V
+    torch.testing.assert_close(
+        td_target(state, data, np.array([0, 4]), config, DISCOUNT), -0.375 + 0.25 * best.detach()
+    )

@@ -1,0 +1,65 @@
+"""Every method through the whole circle, with state observations, so that it takes seconds."""
+
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from aloe.config import PRESETS, RunConfig
+from aloe.loop import run_circle
+from aloe.methods import recap
+
+TINY = PRESETS["tiny"]
+SMALL = replace(TINY, rounds=1, world=replace(TINY.world, observations="state"), human=replace(TINY.human, takeovers=1))
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        ("sft", []),
+        ("dagger", []),
+        ("filtered", []),
+        ("awr", ["value", "advantages"]),
+        ("recap", ["value", "advantages"]),
+        ("qc", ["sample", "critic", "advantages", "trust"]),
+        ("aloe", ["sample", "critic", "advantages", "trust"]),
+    ],
+)
+def test_each_method_turns_the_circle_with_the_stages_that_it_needs(method, stages, tmp_path):
+    run = run_circle(replace(SMALL, method=method), tmp_path / method, say=quiet)
+    last = json.loads((run.root / "summary.json").read_text())["rounds"][-1]
+    assert sorted(last["seconds"]) == sorted(["collect", *stages, "improve", "eval"])
+    assert last["takeovers"] <= 1
+    table = run.round(1) / "advantages.parquet"
+    assert table.exists() == bool(stages)
+    if method == "recap":
+        assert set(pd.read_parquet(table)["condition"]) <= {recap.POSITIVE, recap.NEGATIVE}
+    if method in ("qc", "recap"):
+        assert (pd.read_parquet(table)["weight"] == 1).all()
+
+
+def test_a_choice_at_play_without_critics_is_refused():
+    with pytest.raises(ValueError, match="needs critics, and filtered has none"):
+        replace(SMALL, method="filtered", policy=replace(SMALL.policy, best_of=2))
+
+
+def test_a_run_of_value_methods_goes_on_where_it_was_stopped(tmp_path):
+    config: RunConfig = replace(SMALL, method="awr", rounds=2)
+    whole = run_circle(config, tmp_path / "whole", say=quiet)
+    stopped = []
+
+    def stop(line: str) -> None:
+        stopped.append(line)
+        if line == "round 2: improving the policy":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_circle(config, tmp_path / "pieces", say=stop)
+    pieces = run_circle(config, tmp_path / "pieces", say=quiet)
+    for name in ("rounds/001/value.safetensors", "rounds/002/value.safetensors", "rounds/002/optimizer.safetensors"):
+        assert (pieces.root / name).read_bytes() == (whole.root / name).read_bytes(), name
