@@ -80,6 +80,7 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "policy-quarter": _with(aloe__policy_share=0.25),
     "penalty-0": _with(window__failure_penalty=0.0),
     "penalty-3": _with(window__failure_penalty=3.0),
+    "failures-equal": _with(window__failure_time="full"),
     "cut-bootstraps": _with(window__cut="bootstrap"),
     "best-of-8": _with(policy__best_of=8),
     "filtered": _with(method="filtered"),

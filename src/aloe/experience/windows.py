@@ -30,6 +30,9 @@ class WindowConfig:
     """Discount over one window; the discount per environment step is its H-th root. (Paper: 0.99 per step.)"""
     failure_penalty: float = 1.0
     """Reward of a failing step, in units of the mean successful demonstration, negative. (Paper: 1.)"""
+    failure_time: Literal["elapsed", "full"] = "elapsed"
+    """What a failure costs besides the penalty: the steps until it came (paper), or as many as the longest fragment has,
+    whenever it came, so that a human who cuts a hopeless episode short does not make it cheaper."""
     timeout: Literal["failure", "bootstrap"] = "failure"
     """Whether running out of time counts as a failure (paper) or the value is bootstrapped from there."""
     cut: Literal["failure", "bootstrap"] = "failure"
@@ -154,6 +157,9 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
     step_reward = np.full(count, -1 / scale, dtype=np.float32)
     step_reward[last[success]] = 0.0
     step_reward[last[failure]] = -config.failure_penalty
+    length = last - first + 1
+    if config.failure_time == "full":
+        step_reward[last[failure]] -= (length.max() - length[failure]) / scale
 
     monte_carlo = np.concatenate(
         [
@@ -167,10 +173,12 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
     taken = np.minimum(wanted, end)
     ends_inside = wanted[:, -1] >= end[:, 0]
     terminated = ends_inside & (success | failure)[fragment]
-    longest = int((last - first + 1).max())
+    longest = int(length.max())
     # Where a time-out is no end, a return may go on for ever.
     steps = longest if config.timeout == "failure" else math.inf
-    total = steps if config.discount == 1 else (1 - config.discount**steps) / (1 - config.discount)
+    # The steps that `failure_time` adds are not discounted.
+    discounted = config.discount < 1 and (config.failure_time == "elapsed" or config.timeout == "bootstrap")
+    total = (1 - config.discount**steps) / (1 - config.discount) if discounted else steps
     lowest = -total / scale - config.failure_penalty
     return Windows(
         frames=taken,
