@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import pickle
 import platform
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ from aloe.benchmark.start import (
 from aloe.benchmark.suites import Suite, method_config
 from aloe.config import RunConfig
 from aloe.loop import Say, run_circle
-from aloe.run import RunFolder, to_plain
+from aloe.run import RunFolder, from_plain, to_plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +185,9 @@ def machine() -> str:
 
 
 def main() -> None:
-    """A process of `runner.py`: reads from stdin what to play, and ends when stdin does, that is when its parent dies."""
-    order = pickle.load(sys.stdin.buffer)
+    """A process of `runner.py`: reads a line of stdin, what to play, and ends when stdin does, that is with its parent."""
+    order = json.loads(sys.stdin.buffer.readline())
+    cell = from_plain(Cell, order["cell"])
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(1)
 
@@ -195,7 +195,7 @@ def main() -> None:
         print(line, flush=True)
 
     try:
-        (play_start if order["what"] == "start" else play_cell)(order["cell"], say)
+        (play_start if order["what"] == "start" else play_cell)(cell, say)
     except (ValueError, OSError) as error:
         print(f"{' '.join(str(error).split())}", flush=True)
         sys.exit(2)

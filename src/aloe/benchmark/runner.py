@@ -1,7 +1,7 @@
 """Plays the cells of a suite over all cores, each in a process of its own, and says how long the rest will take."""
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 import time
@@ -16,6 +16,7 @@ from aloe.benchmark.results import Results, by_cell, cell_seconds, start_seconds
 from aloe.benchmark.start import StartConfig, check_folder, is_made
 from aloe.benchmark.suites import Suite
 from aloe.loop import Say
+from aloe.run import to_plain
 
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
 """Where `aloe` was imported from: the children must import the same one."""
@@ -57,7 +58,7 @@ class Job:
                 process_group=0,  # Ctrl-C is for the parent, which then hangs up
             )
         assert process.stdin is not None
-        process.stdin.write(pickle.dumps({"what": self.what, "cell": self.cell}))
+        process.stdin.write(json.dumps({"what": self.what, "cell": to_plain(self.cell)}).encode() + b"\n")
         process.stdin.flush()  # but not closed: a child ends when its stdin does
         return process
 
