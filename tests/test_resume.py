@@ -289,6 +289,7 @@ def critic_problem(frames: int = 12, horizon: int = 3, samples: int = 2) -> Crit
         fragment=np.zeros(frames, np.int64),
         fragment_success=np.zeros(frames, bool),
         ended=np.ones(frames, bool),
+        failed=np.ones(frames, bool),
         monte_carlo=-np.linspace(1, 0, frames, dtype=np.float32),
         has_target=np.ones(frames, bool),
         return_range=(-2.0, 0.0),

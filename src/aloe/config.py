@@ -1,7 +1,8 @@
 """The one config of a run: everything that decides its result, and complete configs by name."""
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 from aloe.experience.windows import WindowConfig
 from aloe.methods import qc
@@ -54,7 +55,7 @@ class RunConfig:
     seed: int = 0
     """Seed of everything that is chance."""
     method: Method = "aloe"
-    """How the policy improves; docs/methods.md has a section on each."""
+    """How the policy improves; docs/methods has a page on each."""
     rounds: int = 3
     """Rounds after cloning."""
     workers: int = 3
@@ -83,11 +84,13 @@ class RunConfig:
             )
         if self.rounds < 0 or self.seed < 0 or self.workers < 1:
             raise ValueError("--rounds and --seed must not be negative, --workers at least 1")
-        if self.fit.target_samples > self.aloe.samples:
+        if self.method == "aloe" and self.fit.target_samples > self.aloe.samples:
             raise ValueError(
                 f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
                 f"{self.aloe.samples}"
             )
+        if self.method == "qc" and self.policy.best_of > 1:
+            raise ValueError("qc chooses among --qc.samples chunks; leave --policy.best-of at 1")
         if self.policy.best_of > 1 and self.method not in get_args(CriticMethod):
             raise ValueError(f"--policy.best-of {self.policy.best_of} needs critics, and {self.method} has none")
 
@@ -112,16 +115,38 @@ class RunConfig:
         return qc.fit_config(self.fit, self.qc) if self.method == "qc" else self.fit
 
 
+def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
+    """The config with options changed: `fit__bootstrap` is the `--fit.bootstrap` of the command line."""
+    for path, value in options.items():
+        group, _, name = path.rpartition("__")
+        inner = replace(getattr(config, group), **{name: value}) if group else value
+        config = replace(config, **{group or name: inner})
+    return config
+
+
+PAPER: dict[str, Any] = {
+    "critic__critics": 2,
+    "fit__target_aggregation": "min",
+    "fit__advantage_aggregation": "min",
+    "fit__tail_fill": "zero",
+    "aloe__failed_share": 1.0,
+}
+"""ALOE as published, where the paper says how: two critics, their minimum, zeros past the end, the whole buffer. Sizes stay
+those of this machine; what the paper does not disclose stays the default."""
+
+QUICKSTART = RunConfig(
+    world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
+    demos=DemosConfig(episodes=2),
+    sft=ActorConfig(steps=4000, batch_size=32),
+    collect=CollectConfig(episodes=20),
+    human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
+    improve=ActorConfig(steps=600, learning_rate=5e-4),
+    eval=EvalConfig(episodes=60),
+)
+
 PRESETS: dict[str, RunConfig] = {
-    "quickstart": RunConfig(
-        world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
-        demos=DemosConfig(episodes=2),
-        sft=ActorConfig(steps=2000),
-        collect=CollectConfig(episodes=20),
-        human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
-        improve=ActorConfig(steps=600, learning_rate=5e-4),
-        eval=EvalConfig(episodes=60),
-    ),
+    "quickstart": QUICKSTART,
+    "paper": with_options(QUICKSTART, PAPER),
     "tiny": RunConfig(
         rounds=2,
         workers=1,

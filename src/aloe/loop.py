@@ -255,7 +255,7 @@ class Circle:
                 execute=self.config.policy.execute,
                 version=version,
                 seed=self.config.seed,
-                recorded=self.config.trust.episodes if stage == "eval" else 0,  # pictures cost more than the rest
+                recorded=self._recorded(version) if stage == "eval" else 0,  # pictures cost more than the rest
                 keep=keep,
             )
             result |= {
@@ -268,11 +268,15 @@ class Circle:
             logged = {k: v for k, v in result.items() if v is not None}
             self.run.logger(version, stage)(0, logged)
 
+    def _recorded(self, version: int) -> int:
+        """Evaluation episodes to record: for the critics; and of version 0, whose starts serve `aloe rank` for all."""
+        return self.config.trust.episodes if self.config.judges_critics or not version else 0
+
     @contextmanager
     def _fresh(self, version: int) -> Iterator[Callable[[Episode], None]]:
         """Takes the episodes of an evaluation: the first go to `fresh/`, what is known of all of them to `fresh.json`."""
         facts: list[EvaluatedEpisode] = []
-        recorded = self.config.trust.episodes
+        recorded = self._recorded(version)
         with ExitStack() as stack:
             store = None
             if recorded:

@@ -123,7 +123,9 @@ def open_run(root: Path) -> tuple[RunFolder, RunConfig, list[int]]:
 def discounted_return(episode: EvaluatedEpisode, window: WindowConfig, scale: float) -> float:
     """Return of a whole evaluation episode as `make_windows` would count it; a time-out counts as a failure."""
     reward = torch.full((episode.steps,), -1 / scale, dtype=torch.float64)
-    reward[-1] = 0.0 if episode.success else -window.failure_penalty
+    reward[-1] = 0.0
+    if not episode.success:
+        reward[-1] = -window.failure_penalty - max((window.failure_steps or 0) - episode.steps, 0) / scale
     return float(monte_carlo_return(reward, window.discount)[0])
 
 
@@ -137,7 +139,7 @@ def settings(config: RunConfig, estimator: Estimator, steps: int) -> tuple[Windo
             return config.window, replace(fit, bootstrap="monte-carlo")
         case "fqe":
             one_step = replace(config.window, horizon=1, chunk_discount=config.window.discount)
-            return one_step, replace(fit, bootstrap="policy")
+            return one_step, replace(fit, bootstrap="policy", target_aggregation="mean", advantage_aggregation="mean")
         case _:
             assert_never(estimator)
 

@@ -60,11 +60,13 @@ def from_plain[C](kind: type[C], plain: dict[str, Any]) -> C:
     """The config of which `to_plain` made this.
 
     Raises:
-        ValueError: it has options that this version does not know.
+        ValueError: it has options that this version does not know, or lacks some that it does.
     """
     types = get_type_hints(kind)
     if unknown := [name for name in plain if name not in types]:
         raise ValueError(f"the config has options that this version does not know: {', '.join(unknown)}")
+    if missing := [name for name in types if name not in plain]:
+        raise ValueError(f"the config was written by a version that had no {', '.join(missing)}; make the run anew")
     values = {}
     for name, value in plain.items():
         if dataclasses.is_dataclass(types[name]) and isinstance(value, dict):

@@ -285,13 +285,14 @@ def test_cut_that_bootstraps_is_a_mere_stop(cut: str) -> None:
     assert windows.has_target[2:5].tolist() == [True, False, False]
     assert windows.bootstraps[2:5].tolist() == [True, False, False]
     assert not windows.ended[2:5].any()
+    assert windows.failed.tolist() == [False, False, True, True, True, False, False]
     assert windows.reward[2:5, 0].tolist() == [-0.5, -0.5, -0.5]  # no penalty anywhere
 
 
-def test_failures_of_full_time_cost_the_same_whenever_they_come() -> None:
-    # Scale 2, no discount, penalty 1. The longest fragment has 4 steps: -4/2 - 1 + 1/2 (the last step costs the penalty
-    # in place of its -1/2) = -2.5 from the start of every failure, after 2 steps or after 4; a success is not touched.
-    config = WindowConfig(horizon=2, chunk_discount=1.0, failure_time="full")
+def test_failures_that_cost_a_number_of_steps_cost_the_same_whenever_they_come() -> None:
+    # Scale 2, no discount, penalty 1, 4 steps: -4/2 - 1 + 1/2 (the last step costs the penalty in place of its -1/2) = -2.5
+    # from the start of every failure, after 2 steps or after 4; a success is not touched.
+    config = WindowConfig(horizon=2, chunk_discount=1.0, failure_steps=4)
     windows = make_windows(frames_of("dd+", "pp-", "pppp-"), config, 2.0)
     assert windows.monte_carlo[[0, 2, 4]].tolist() == [-0.5, -2.5, -2.5]
     assert windows.return_range[0] <= windows.monte_carlo.min()

@@ -146,9 +146,9 @@ def test_recap_calls_the_best_share_of_each_task_and_all_that_people_did_positiv
     frames = replace(frames, task_index=np.repeat(np.array([0, 0, 0, 0, 1]), 2), tasks=["press", "pull"])
     advantage = np.array([-9, -9, 1, 2, 3, 4, -9, -9, 10, 20], np.float32)
     # Policy steps of "press": 1, 2, 3, 4, of which half exceed the median 2.5; of "pull": 10, 20, median 15.
-    good = recap.is_positive(frames, advantage, recap.RecapConfig(positive_share=0.5))
-    assert good.tolist() == [True, True, False, False, True, True, True, True, False, True]
     windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
+    good = recap.is_positive(frames, windows, advantage, recap.RecapConfig(positive_share=0.5))
+    assert good.tolist() == [True, True, False, False, True, True, True, True, False, True]
     actor = recap.actor_rows(frames, windows, advantage, recap.RecapConfig(positive_share=0.5))
     assert actor.condition is not None
     assert [words == recap.POSITIVE for words in actor.condition] == good.tolist()

@@ -321,11 +321,13 @@ def test_one_critic_alone_has_no_spread(data: CriticData) -> None:
     assert np.isfinite(result.advantage).all()
 
 
-def test_target_of_q_chunking_is_the_best_of_the_samples(data: CriticData) -> None:
+def test_target_of_q_chunking_is_the_target_critics_value_of_the_online_critics_choice(data: CriticData) -> None:
     config = FitConfig(bootstrap="best-of", target_samples=3, target_aggregation="mean", clamp_targets=False)
     state = make_state()
-    q = state.target.of_samples(data.observations(np.array([2, 6])), torch.from_numpy(data.samples[[2, 6]]))
-    best = q.mean(-1).amax(-1)
+    state.target.load_state_dict(make_state(seed=1).critic.state_dict())  # so that the two disagree
+    seen, samples = data.observations(np.array([2, 6])), torch.from_numpy(data.samples[[2, 6]])
+    chosen = state.critic.of_samples(seen, samples).mean(-1).argmax(-1)
+    best = state.target.of_samples(seen, samples).mean(-1)[range(2), chosen]
     # Windows 0 and 4 hold two steps of -1/4: -1/4 - 1/2 * 1/4 + 1/4 * V
     torch.testing.assert_close(
         td_target(state, data, np.array([0, 4]), config, DISCOUNT), -0.375 + 0.25 * best.detach()

@@ -187,7 +187,6 @@ def machine() -> str:
 def main() -> None:
     """A process of `runner.py`: reads a line of stdin, what to play, and ends when stdin does, that is with its parent."""
     order = json.loads(sys.stdin.buffer.readline())
-    cell = from_plain(Cell, order["cell"])
     threading.Thread(target=_follow_parent, daemon=True).start()
     torch.set_num_threads(1)
 
@@ -195,6 +194,9 @@ def main() -> None:
         print(line, flush=True)
 
     try:
+        cell = from_plain(Cell, order["cell"])
+        if cell.config_hash != order["hash"]:
+            raise ValueError("the code has changed since the benchmark was started; start it again")
         (play_start if order["what"] == "start" else play_cell)(cell, say)
     except (ValueError, OSError) as error:
         print(f"{' '.join(str(error).split())}", flush=True)

@@ -22,7 +22,8 @@ class Benchmark:
     """precision, assembly or instructions (pictures), the same with -state (state observations), or ablations-state."""
     methods: tuple[str, ...] = ()
     """What is compared; by default everything that the suite has."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = ()
+    """By default three."""
     output_dir: Path = Path("runs/benchmark")
     """Gets the runs; they may be deleted once their cells are finished."""
     results: Path = Path("results")
@@ -35,7 +36,7 @@ class Benchmark:
         run_benchmark(
             suite,
             self.methods or tuple(suite.variants),
-            self.seeds,
+            self.seeds or tuple(range(suite.first_seed, suite.first_seed + 3)),
             folder=self.output_dir,
             results=self.results,
             jobs=self.jobs,

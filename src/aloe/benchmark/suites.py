@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
-from aloe.config import CollectConfig, EvalConfig, RunConfig
+from aloe.config import PAPER, CollectConfig, EvalConfig, RunConfig, with_options
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import GRADES
@@ -20,19 +20,18 @@ REFERENCE: Final = "aloe"
 """What the tables compare with all others."""
 
 
-def changed(config: RunConfig, path: str, value: Any) -> RunConfig:
-    """The config with one option changed, named as on the command line: `fit.bootstrap`."""
-    group, _, name = path.rpartition(".")
-    return replace(config, **{group: replace(getattr(config, group), **{name: value})} if group else {name: value})
-
-
 def _with(**options: Any) -> Variant:
-    """A variant that sets options, `fit__bootstrap` for `fit.bootstrap`."""
+    """A variant that sets options, as `with_options` names them."""
+    return lambda config: with_options(config, options)
+
+
+def _horizon(steps: int, execute: int) -> Variant:
+    """Chunks of this many actions; the discount of a step stays what it is."""
 
     def variant(config: RunConfig) -> RunConfig:
-        for name, value in options.items():
-            config = changed(config, name.replace("__", "."), value)
-        return config
+        discount = config.window.chunk_discount ** (steps / config.window.horizon)
+        window = replace(config.window, horizon=steps, chunk_discount=discount)
+        return replace(config, policy=replace(config.policy, execute=execute), window=window)
 
     return variant
 
@@ -42,9 +41,11 @@ METHODS: Final[dict[str, Variant]] = {
     "dagger": _with(method="dagger"),
     "filtered": _with(method="filtered"),
     "awr": _with(method="awr"),
+    "awr-filtered": _with(method="awr", awr__failed_share=0.0),
     "recap": _with(method="recap"),
     "qc": _with(method="qc"),
     "aloe": _with(method="aloe"),
+    "aloe-paper": _with(method="aloe", **PAPER),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
     "aloe-best-of": _with(method="aloe", policy__best_of=8),
 }
@@ -60,14 +61,16 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "target-mean-std": _with(fit__target_aggregation="mean-std"),
     "advantage-mean": _with(fit__advantage_aggregation="mean"),
     "advantage-mean-std": _with(fit__advantage_aggregation="mean-std"),
-    "horizon-1": _with(policy__execute=1, window__horizon=1),
-    "horizon-4": _with(window__horizon=4),
-    "horizon-8-executed": _with(policy__execute=8),
-    "horizon-16": _with(window__horizon=16),
+    "horizon-1": _horizon(1, execute=1),
+    "horizon-4": _horizon(4, execute=4),
+    "horizon-8-execute-8": _horizon(8, execute=8),
+    "horizon-16": _horizon(16, execute=4),
+    "horizon-16-execute-16": _horizon(16, execute=16),
     "in-sample": _with(fit__bootstrap="in-sample"),
     "monte-carlo": _with(fit__bootstrap="monte-carlo"),
     "samples-2": _with(aloe__samples=2),
-    "samples-16": _with(aloe__samples=16, fit__target_samples=8),
+    "samples-16": _with(aloe__samples=16),
+    "target-samples-4": _with(fit__target_samples=4),
     "zero-tail": _with(fit__tail_fill="zero"),
     "polyak-fast": _with(fit__polyak=0.02),
     "critic-steps-x4": _with(fit__steps=2000),
@@ -80,7 +83,7 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "policy-quarter": _with(aloe__policy_share=0.25),
     "penalty-0": _with(window__failure_penalty=0.0),
     "penalty-3": _with(window__failure_penalty=3.0),
-    "failures-equal": _with(window__failure_time="full"),
+    "failures-equal": _with(window__failure_steps=60),
     "cut-bootstraps": _with(window__cut="bootstrap"),
     "best-of-8": _with(policy__best_of=8),
     "filtered": _with(method="filtered"),
@@ -102,6 +105,8 @@ class Suite:
     """What may be played."""
     own_starts: bool = False
     """Whether a variant may change what shapes the common start (see `start.py`); it then gets one of its own."""
+    first_seed: int = 0
+    """Seeds are the hundred from here on: what is tuned on one suite's scenes is not judged on them."""
 
     def __post_init__(self) -> None:
         if self.config.rounds < 1:
@@ -112,12 +117,12 @@ def method_config(suite: Suite, method: str, seed: int) -> RunConfig:
     """The config of one cell.
 
     Raises:
-        ValueError: there is no such method, or the seed is negative.
+        ValueError: there is no such method, or the seed is another suite's.
     """
     if method not in suite.variants:
         raise ValueError(f"unknown method {method!r}; {suite.name} has {', '.join(suite.variants)}")
-    if seed < 0:
-        raise ValueError(f"seed {seed} is negative; seeds count from 0")
+    if not suite.first_seed <= seed < suite.first_seed + 100:
+        raise ValueError(f"seeds of {suite.name} are {suite.first_seed} to {suite.first_seed + 99}, not {seed}")
     return suite.variants[method](replace(suite.config, seed=seed))
 
 
@@ -167,7 +172,7 @@ def find_suite(name: str) -> Suite:
         )
     if name == ABLATION:
         once = replace(find_suite("precision-state").config, rounds=1)
-        return Suite(name=name, config=once, perturbations=(), variants=ABLATIONS, own_starts=True)
+        return Suite(name=name, config=once, perturbations=(), variants=ABLATIONS, own_starts=True, first_seed=100)
     task = name.removesuffix("-state")
     observations, numbers = "pictures" if name == task else "state", BUDGET | TASKS[task]
     config = RunConfig(

@@ -30,9 +30,9 @@ class WindowConfig:
     """Discount over one window; the discount per environment step is its H-th root. (Paper: 0.99 per step.)"""
     failure_penalty: float = 1.0
     """Reward of a failing step, in units of the mean successful demonstration, negative. (Paper: 1.)"""
-    failure_time: Literal["elapsed", "full"] = "elapsed"
-    """What a failure costs besides the penalty: the steps until it came (paper), or as many as the longest fragment has,
-    whenever it came, so that a human who cuts a hopeless episode short does not make it cheaper."""
+    failure_steps: int | None = None
+    """Steps that a failure costs besides the penalty, whenever it comes, so that a human who cuts a hopeless episode
+    short does not make it cheaper; None: the steps until it came (paper)."""
     timeout: Literal["failure", "bootstrap"] = "failure"
     """Whether running out of time counts as a failure (paper) or the value is bootstrapped from there."""
     cut: Literal["failure", "bootstrap"] = "failure"
@@ -43,8 +43,8 @@ class WindowConfig:
             raise ValueError(f"horizon must be at least 1, not {self.horizon}")
         if not 0 < self.chunk_discount <= 1:
             raise ValueError(f"chunk_discount must lie in (0, 1], not {self.chunk_discount}")
-        if self.failure_penalty < 0:
-            raise ValueError(f"failure_penalty is given as a positive number, not {self.failure_penalty}")
+        if self.failure_penalty < 0 or (self.failure_steps or 0) < 0:
+            raise ValueError("failure_penalty and failure_steps are given as positive numbers")
 
     @property
     def discount(self) -> float:
@@ -72,6 +72,8 @@ class Windows:
     """Whether the fragment ended in success."""
     ended: Bool[ndarray, "N"]
     """Whether the fragment ended in success or failure, and did not merely stop."""
+    failed: Bool[ndarray, "N"]
+    """Whether the fragment ended in failure or was cut short by the human, however the critics are told of that."""
     monte_carlo: Float32[ndarray, "N"]
     """Discounted return from here to the end of the fragment; the whole return only where `ended`."""
     has_target: Bool[ndarray, "N"]
@@ -158,8 +160,8 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
     step_reward[last[success]] = 0.0
     step_reward[last[failure]] = -config.failure_penalty
     length = last - first + 1
-    if config.failure_time == "full":
-        step_reward[last[failure]] -= (length.max() - length[failure]) / scale
+    if config.failure_steps is not None:
+        step_reward[last[failure]] -= np.maximum(config.failure_steps - length[failure], 0) / scale
 
     monte_carlo = np.concatenate(
         [
@@ -176,10 +178,9 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
     longest = int(length.max())
     # Where a time-out is no end, a return may go on for ever.
     steps = longest if config.timeout == "failure" else math.inf
-    # The steps that `failure_time` adds are not discounted.
-    discounted = config.discount < 1 and (config.failure_time == "elapsed" or config.timeout == "bootstrap")
-    total = (1 - config.discount**steps) / (1 - config.discount) if discounted else steps
-    lowest = -total / scale - config.failure_penalty
+    total = steps if config.discount == 1 else (1 - config.discount**steps) / (1 - config.discount)
+    # The steps that are added at a failure are not discounted.
+    lowest = -max(total, config.failure_steps or 0) / scale - config.failure_penalty
     return Windows(
         frames=taken,
         is_pad=is_pad,
@@ -189,6 +190,7 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
         fragment=fragment,
         fragment_success=success[fragment],
         ended=(success | failure)[fragment],
+        failed=(failure | (taken_over & ~success))[fragment],
         monte_carlo=monte_carlo,
         has_target=terminated | ~ends_inside,
         return_range=(float(lowest), 0.0),

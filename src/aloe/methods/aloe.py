@@ -51,6 +51,8 @@ class AloeConfig:
             raise ValueError("beta_scale and clip must be positive")
         if not 0 <= self.failed_share <= 1:
             raise ValueError(f"failed_share must lie in [0, 1], not {self.failed_share}")
+        if self.policy_share is not None and not 0 < self.policy_share < 1:
+            raise ValueError(f"policy_share must lie between 0 and 1, not be {self.policy_share}")
 
 
 def actor_rows(frames: Frames, windows: Windows, evaluation: Evaluation, config: AloeConfig) -> ActorRows:
@@ -58,11 +60,10 @@ def actor_rows(frames: Frames, windows: Windows, evaluation: Evaluation, config:
     advantage = torch.from_numpy(evaluation.advantage)
     beta = config.beta_scale * float(advantage.std(correction=0))
     weight = advantage_weight(advantage, beta, config.clip).numpy()
-    failed = windows.ended & ~windows.fragment_success
     share = np.full(len(weight), config.failed_share)
     if config.hindsight > 0:
         share[later_value(windows, evaluation.value) - evaluation.value > config.hindsight] = 1.0
-    weight = np.where(failed, share * weight, weight).astype(np.float32)
+    weight = np.where(windows.failed, share * weight, weight).astype(np.float32)
     if config.policy_share is not None:
         own = frames.source == Source.POLICY
         if weight[own].sum() > 0 and weight[~own].sum() > 0:

@@ -8,7 +8,8 @@ V is the value of whoever acted in the buffer, demonstrators and old policies to
 the difference to ALOE. Value: `aloe.value.distribution`.
 
 Where this departs from the paper: beta is the standard deviation of A and A / beta is clipped on both sides, as for
-ALOE here (AWR: fixed beta, weights cut at 20), so that the two differ in nothing but the advantage.
+ALOE here (AWR: fixed beta, weights cut at 20). With the `failed_share` of ALOE, too, the two differ in nothing but the
+advantage.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,12 @@ class AwrConfig:
     clip: float = 3.0
     """eps: A / beta is clipped to [-eps, eps]."""
 
+    failed_share: float = 1.0
+    """Factor on the weight of windows whose fragment ended in failure, as for ALOE. (Paper: 1.)"""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.failed_share <= 1:
+            raise ValueError(f"failed_share must lie in [0, 1], not {self.failed_share}")
         if self.bins < 2 or self.beta_scale <= 0 or self.clip <= 0:
             raise ValueError("awr needs at least 2 bins, and beta_scale and clip must be positive")
 
@@ -48,5 +54,6 @@ def actor_rows(windows: Windows, value: Float32[ndarray, "N"], config: AwrConfig
     """Every window whose return is known, with its weight."""
     advantage = torch.from_numpy(advantages(windows, value))
     beta = config.beta_scale * float(advantage[torch.from_numpy(windows.ended)].std(correction=0))
-    weight = np.where(windows.ended, advantage_weight(advantage, beta, config.clip).numpy(), 0).astype(np.float32)
-    return ActorRows(rows=np.flatnonzero(windows.ended), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
+    weight = np.where(windows.ended, advantage_weight(advantage, beta, config.clip).numpy(), 0)
+    weight = np.where(windows.failed, config.failed_share * weight, weight).astype(np.float32)
+    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)

@@ -1,6 +1,7 @@
 """QC: clone everything, and let the critic choose (Q-chunking, Li et al. 2025, the best-of-N variant).
 
-    y = sum_{k<H} discount^k r_{t+k} + discount^H max_{n<N} Q(s_{t+H}, a'_n),     a'_n ~ the cloned behaviour
+    y = sum_{k<H} discount^k r_{t+k} + discount^H Qbar(s_{t+H}, a*),     a* = argmax_{a'_n} Q(s_{t+H}, a'_n),  n < N,
+        a'_n ~ the cloned behaviour
     L = E over the whole buffer of || (noise - a) - v_theta(a_t, s, l) ||^2
     act: the best by Q of N chunks of the policy
 

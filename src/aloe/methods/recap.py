@@ -2,7 +2,7 @@
 
     V            by cross entropy over 201 bins of the Monte Carlo return
     A(s_t, a_t)  = sum_{k<N} discount^k r_{t+k} + discount^N V(s_{t+N}) - V(s_t)
-    I_t          = [A > threshold of the task];  true for everything that a human did
+    I_t          = [A > threshold of the task];  true for corrections and for demonstrations that succeeded
     L            = E over the whole buffer of || (noise - a) - v_theta(a_t, s, l + "Advantage: positive|negative") ||^2
 
 with the words left out for 30 % of a batch. The policy acts under "positive", optionally with classifier-free guidance. The
@@ -55,13 +55,16 @@ def advantages(windows: Windows, value: Float32[ndarray, "N"], discount: float) 
     return np.where(windows.has_target, within + after - value, 0).astype(np.float32)
 
 
-def is_positive(frames: Frames, advantage: Float32[ndarray, "N"], config: RecapConfig) -> Bool[ndarray, "N"]:
-    """I: whether each action is better than the task's threshold, or a human's."""
-    positive = frames.source != Source.POLICY
+def is_positive(
+    frames: Frames, windows: Windows, advantage: Float32[ndarray, "N"], config: RecapConfig
+) -> Bool[ndarray, "N"]:
+    """I: whether each action is better than the task's threshold, a correction, or of a successful demonstration."""
+    positive = (frames.source == Source.HUMAN) | ((frames.source == Source.DEMO) & windows.fragment_success)
     for task in np.unique(frames.task_index):
-        own = (frames.task_index == task) & (frames.source == Source.POLICY)
+        mine = frames.task_index == task
+        own = mine & (frames.source == Source.POLICY)
         if own.any():
-            positive |= own & (advantage > np.quantile(advantage[own], 1 - config.positive_share))
+            positive |= mine & (advantage > np.quantile(advantage[own], 1 - config.positive_share))
     return positive
 
 
@@ -72,6 +75,6 @@ def actor_rows(frames: Frames, windows: Windows, advantage: Float32[ndarray, "N"
         weight=np.ones(len(windows), np.float32),
         frames=windows.frames,
         is_pad=windows.is_pad,
-        condition=[POSITIVE if good else NEGATIVE for good in is_positive(frames, advantage, config)],
+        condition=[POSITIVE if good else NEGATIVE for good in is_positive(frames, windows, advantage, config)],
         condition_dropout=config.dropout,
     )

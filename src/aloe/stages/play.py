@@ -1,5 +1,6 @@
 """Stages that play in the world: demonstrate, collect, measure."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,9 @@ def collect(
     that a collection that was stopped goes on as if it had not been.
     """
     seeds, tasks = episode_seeds(seed, "collect", episodes, round_index=round_index), len(pool.world.tasks)
-    requests = [EpisodeRequest(index=i, seed=seeds[i], task=i % tasks) for i in range(already, episodes)]
+    # After each round of the workers the tasks shift, so that none is always played, and watched, by the same worker.
+    block = math.lcm(tasks, pool.workers)
+    requests = [EpisodeRequest(index=i, seed=seeds[i], task=(i + i // block) % tasks) for i in range(already, episodes)]
     takeovers = None
     if human is not None and human.takeovers is not None:
         taken = np.zeros(pool.workers, int)

@@ -152,7 +152,7 @@ def trust_stage(
     begins = known & (fresh.frames.step == 0)
     seen = learnt.windows.monte_carlo[learnt.windows.ended]
     table = pd.read_parquet(advantages)
-    error = np.abs(q - realised)
+    error = np.abs(judgement.q.mean(1) - realised)  # not of an aggregation that contains the spread itself
     numbers = {
         "episodes": len(np.unique(fresh.frames.episode)),
         **_prefixed("value", Calibration.of(value[known], realised[known])),
@@ -192,14 +192,14 @@ def credit_numbers(value: Float32[ndarray, "N"], frames: Frames, facts: list[Eva
 
 
 def takeover_numbers(value: Float32[ndarray, "N"], frames: Frames, version: int) -> dict[str, float]:
-    """Values before each takeover from a policy version, against its episodes that needed none."""
+    """Values before each takeover from a policy version, against its episodes that succeeded without."""
     before, untouched = [], np.zeros(len(frames), bool)
     for rows in _episodes(frames, version):
         human = np.flatnonzero(frames.source[rows] == Source.HUMAN)
         if len(human):
             before.append(rows[max(0, human[0] - BEFORE_TAKEOVER) : human[0]])
         else:
-            untouched[rows] = True
+            untouched[rows] = frames.success[rows[-1]]  # a failure that nobody saw would have needed one
     moment = frames.task_index * (frames.step.max() + 1) + frames.step
     result = takeovers(value, moment, before, untouched)
     return {

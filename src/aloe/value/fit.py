@@ -233,7 +233,12 @@ def td_target(
                     chunks = data.sampled(following, slice(0, config.target_samples))
                     q = state.target.of_samples(observations, chunks)
                     each = aggregate(q, config.target_aggregation, config.std_weight)
-                    value = each.mean(-1) if config.bootstrap == "policy" else each.amax(-1)
+                    if config.bootstrap == "policy":
+                        value = each.mean(-1)
+                    else:  # chosen by the online critics, valued by the target's: one maximum over both would be biased
+                        online = state.critic.of_samples(observations, chunks)
+                        best = aggregate(online, config.target_aggregation, config.std_weight).argmax(-1)
+                        value = each.gather(-1, best[:, None])[:, 0]
                 else:
                     assert state.value is not None, "the in-sample bootstrap needs a state value"
                     value = state.value(observations).mean(-1)
