@@ -9,7 +9,15 @@ import torch
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
 from aloe.policies.flow import PolicyBundle, PolicyPlayer
-from aloe.stages import EvaluationInputs, PolicyConfig, critic_data, new_critic, new_policy, sample_stage
+from aloe.stages import (
+    EvaluationInputs,
+    PolicyConfig,
+    critic_data,
+    new_critic,
+    new_policy,
+    observation_shape,
+    sample_stage,
+)
 from aloe.types import NO_POLICY, Episode, Source
 from aloe.value.critic import CriticConfig, Observations
 from aloe.value.fit import FitConfig
@@ -101,7 +109,8 @@ def values(store: ExperienceStore, bundle: PolicyBundle, cache: Path) -> tuple[O
     inputs = EvaluationInputs.of(store, bundle, bundle, cache, WINDOW, 8.0)
     sample_stage(inputs, 2, (0, "sample"), cache / "samples.npy")
     data = critic_data(inputs, cache / "samples.npy")
-    state = new_critic(data, CriticConfig(critics=2, width=16, layers=1, heads=2), FitConfig(), (0, "critic"))
+    shape = observation_shape(bundle, WINDOW.horizon)
+    state = new_critic(shape, CriticConfig(critics=2, width=16, layers=1, heads=2), FitConfig(), (0, "critic"))
     rows = np.arange(len(inputs.frames))
     with torch.no_grad():
         observed = data.observations(rows)

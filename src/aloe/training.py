@@ -14,10 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Adam's moments of weights that get no gradient any more decay into denormal numbers, with which a CPU computes far more
-# slowly. Set where training is imported, because threads that are made later inherit it.
-torch.set_flush_denormal(True)
-
 Log = Callable[[int, dict[str, float]], None]
 """Takes (step, metrics by name)."""
 

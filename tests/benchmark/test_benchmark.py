@@ -19,7 +19,7 @@ from aloe.benchmark.cells import Cell, play_cell, play_start
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
-from aloe.benchmark.suites import METHODS, SUITES, TASKS, Suite, find_suite, method_config
+from aloe.benchmark.suites import ABLATION, METHODS, SUITES, TASKS, Suite, find_suite, method_config
 from aloe.config import PRESETS, EvalConfig
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
@@ -293,7 +293,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
 
 
 def test_every_task_is_a_suite_with_pictures_and_one_with_state():
-    assert sorted(SUITES) == sorted([*TASKS, *(f"{task}-state" for task in TASKS)])
+    assert sorted(SUITES) == sorted([*TASKS, *(f"{task}-state" for task in TASKS), ABLATION])
     for task in TASKS:
         pictures, state = find_suite(task), find_suite(f"{task}-state")
         assert (pictures.name, state.name) == (task, f"{task}-state")

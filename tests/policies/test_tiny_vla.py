@@ -70,7 +70,7 @@ def test_more_steps_than_a_chunk_has_are_refused(make, changes, message):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("images", "at least one camera"), ("state", "observation.state"), ("action", "a feature named action")],
+    [("state", "observation.state"), ("action", "a feature named action")],
 )
 def test_a_config_without_a_needed_feature_is_refused(bundle, missing, message):
     whole = bundle.policy.config

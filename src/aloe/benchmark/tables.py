@@ -9,14 +9,12 @@ import pandas as pd
 from aloe.benchmark import statistics
 from aloe.benchmark.results import by_cell, start_seconds
 from aloe.benchmark.statistics import Estimate
-from aloe.benchmark.suites import ABLATION, ABLATIONS, METHODS, REFERENCE
+from aloe.benchmark.suites import ABLATIONS, METHODS, REFERENCE
 
 
 def methods_of(rows: pd.DataFrame) -> list[str]:
     """The methods that were played, in the order of `METHODS` and `ABLATIONS`; others after them."""
     played, known = set(rows["method"]), dict.fromkeys([*METHODS, *ABLATIONS])
-    if rows["suite"].iloc[0] == ABLATION:
-        known = dict.fromkeys(ABLATIONS)
     return [name for name in known if name in played] + sorted(played - known.keys())
 
 
