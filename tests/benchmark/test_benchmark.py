@@ -258,7 +258,7 @@ def test_the_hash_of_a_cell_follows_every_option_and_the_perturbations(tmp_path)
     ("methods", "seeds", "message"),
     [
         (("bc",), (0,), "unknown method 'bc'; small has sft, dagger"),
-        (("sft",), (-1,), "seed -1 is negative"),
+        (("sft",), (-1,), "seeds of small are 0 to 99, not -1"),
         ((), (0,), "name at least one method and one seed"),
         (("sft",), (), "name at least one method and one seed"),
         (("sft", "sft"), (0,), "named twice"),
