@@ -243,15 +243,15 @@ def test_a_choice_among_chunks_at_play_is_no_other_start():
     assert StartConfig.of(chosen) == StartConfig.of(SMALL.config)
 
 
-def test_the_hash_of_a_cell_follows_every_option_and_the_perturbations(tmp_path):
+def test_the_hash_of_a_cell_follows_every_option_but_the_seed_and_the_perturbations(tmp_path):
     def hash_of(method: str = "aloe", seed: int = 0, suite: Suite = SMALL) -> str:
         return Cell.of(suite, method, seed, tmp_path, tmp_path).config_hash
 
     longer = dataclasses.replace(SMALL, config=dataclasses.replace(SMALL.config, rounds=3))
     perturbed = dataclasses.replace(SMALL, perturbations=("unseen",))
-    hashes = [hash_of(), hash_of("sft"), hash_of(seed=1), hash_of(suite=longer), hash_of(suite=perturbed)]
-    assert len(set(hashes)) == 5
-    assert hash_of() == hashes[0]
+    hashes = [hash_of(), hash_of("sft"), hash_of(suite=longer), hash_of(suite=perturbed)]
+    assert len(set(hashes)) == 4
+    assert hash_of(seed=1) == hashes[0]  # seeds of one hash may be averaged
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def rows(perturbations: tuple[str, ...] = ("disturbance",)) -> list[dict]:
                             "evaluation_seconds": 300.0,
                             "shared_seconds": 1800.0 if index == 0 else 600.0,
                             "config_hash": "abc",
+                            "start_hash": "abc",
                             "commit": "1234567",
                             "machine": "2 cores",
                         }
@@ -114,3 +115,19 @@ def test_a_section_ends_at_its_own_end(tmp_path):
     assert replace_section(text, "b", "new", tmp_path) == (
         "<!-- benchmark:a -->1<!-- /benchmark --> between <!-- benchmark:b -->\n\nnew\n\n<!-- /benchmark -->"
     )
+
+
+def test_seeds_of_a_method_under_different_configs_are_not_averaged():
+    mixed = table()
+    mixed.loc[(mixed["method"] == "aloe") & (mixed["seed"] == 1), "config_hash"] = "def"
+    with pytest.raises(ValueError, match="seeds of aloe in small were played under different configs"):
+        check_comparable(mixed)
+
+
+def test_seeds_from_another_start_are_not_paired():
+    apart = table()
+    apart.loc[(apart["method"] == "sft") & (apart["seed"] == 1), "start_hash"] = "def"
+    section = suite_section(apart, "x.png")
+    assert "| `sft` | 1 | +50 | 1.00 (1.00 to 1.00) |" in section  # of seed 0 alone: 90 - 40
+    apart["start_hash"] = apart["method"]
+    assert "| `sft` | 0 | - | 1.00 (1.00 to 1.00) |" in suite_section(apart, "x.png")

@@ -32,6 +32,7 @@ def row(method: str = "aloe", seed: int = 0, index: int = 0, **values: Any) -> d
         "evaluation_seconds": 4.0,
         "shared_seconds": 0.0,
         "config_hash": "abc",
+        "start_hash": "abc",
         "commit": "1234567",
         "machine": "here",
         **values,

@@ -59,7 +59,7 @@ class Cell:
             seed=seed,
             config=config,
             folder=folder / suite.name,
-            start_name=f"base-{seed}" + (f"-{_digest(to_plain(start))[:6]}" if own else ""),
+            start_name=f"base-{seed}" + (f"-{_start_hash(config)}" if own else ""),
             results=results,
         )
 
@@ -77,12 +77,19 @@ class Cell:
 
     @property
     def config_hash(self) -> str:
-        """Of all that decides the cell's rows, the number of rounds included."""
-        return _digest({"config": to_plain(self.config), "perturbations": self.perturbations})[:12]
+        """Of all that decides the cell's rows, the number of rounds included, but for the seed: equal for all seeds of a
+        method that may be averaged."""
+        plain = to_plain(replace(self.config, seed=0))
+        return _digest({"config": plain, "perturbations": self.perturbations})[:12]
 
     @property
     def is_finished(self) -> bool:
         return Results(self.results, self.suite).finished(self.method, self.seed, self.config_hash)
+
+
+def _start_hash(config: RunConfig) -> str:
+    """Of what shapes the common start, but for the seed."""
+    return _digest(to_plain(StartConfig.of(replace(config, seed=0))))[:6]
 
 
 def _digest(content: Any) -> str:
@@ -128,6 +135,7 @@ def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
                     **_success(run, index, stage, cell.config.eval.episodes),
                     **_seconds(run, index, stage, entry["seconds"]),
                     "config_hash": cell.config_hash,
+                    "start_hash": _start_hash(cell.config),
                     "commit": commit,
                     "machine": machine(),
                 }

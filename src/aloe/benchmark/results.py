@@ -31,7 +31,8 @@ COLUMNS: Final[dict[str, str]] = {
     "training_seconds": "float64",
     "evaluation_seconds": "float64",
     "shared_seconds": "float64",  # the part of the three above that belongs to the common start
-    "config_hash": "str",
+    "config_hash": "str",  # of all options but the seed
+    "start_hash": "str",  # of those that shape the common start
     "commit": "str",
     "machine": "str",
 }

@@ -58,9 +58,8 @@ class Job:
                 process_group=0,  # Ctrl-C is for the parent, which then hangs up
             )
         assert process.stdin is not None
-        process.stdin.write(
-            json.dumps({"what": self.what, "cell": to_plain(self.cell), "hash": self.cell.config_hash}).encode() + b"\n"
-        )
+        order = {"what": self.what, "cell": to_plain(self.cell), "hash": self.cell.config_hash}
+        process.stdin.write(json.dumps(order).encode() + b"\n")
         process.stdin.flush()  # but not closed: a child ends when its stdin does
         return process
 

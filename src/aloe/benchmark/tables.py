@@ -28,6 +28,12 @@ def check_comparable(rows: pd.DataFrame) -> int:
     for name in ("observations", "evaluation_episodes"):
         if rows[name].nunique() > 1:
             raise ValueError(f"rows of {suite} differ in {name}: {sorted(set(rows[name]))}; play the older cells anew")
+    for method in methods_of(rows):
+        if rows.loc[rows["method"] == method, "config_hash"].nunique() > 1:
+            raise ValueError(
+                f"seeds of {method} in {suite} were played under different configs and may not be averaged; "
+                f"play the older ones anew: aloe benchmark {suite} --methods {method}"
+            )
     lasts = {cell: int(mine["round"].max()) for cell, mine in by_cell(rows).items()}
     fewest, most = min(lasts.values()), max(lasts.values())
     if fewest < most:
@@ -94,7 +100,8 @@ def _perturbed(rows: pd.DataFrame, method: str, last: int, perturbation: str) ->
 
 def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
     ours, theirs = (_at(rows, method, last, "none") for method in (REFERENCE, other))
-    both = [seed for seed in ours if seed in theirs]
+    starts = dict(zip(zip(rows["method"], rows["seed"], strict=True), rows["start_hash"], strict=True))
+    both = [seed for seed in ours if seed in theirs and starts[REFERENCE, seed] == starts[other, seed]]
     chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
     if not both:
         return [f"`{other}`", "0", "-", _with_interval(chance, ".2f")]
