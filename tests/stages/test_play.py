@@ -65,7 +65,9 @@ def test_tasks_take_turns_and_attention_is_spent_the_same_however_often_collecti
     collect(whole, pool, bundle, episodes=6, already=0)
     frames = whole.columns()
     starts = frames.step == 0
-    assert [frames.tasks[i] for i in frames.task_index[starts]] == ["open the faucet", "close the faucet"] * 3
+    # Two by two, shifted each time: worker 0 plays open, close, open, worker 1 the other.
+    assert frames.task_index[starts].tolist() == [0, 1, 1, 0, 0, 1]
+    assert frames.tasks == ["open the faucet", "close the faucet"]
     assert frames.seed[starts].tolist() == episode_seeds(0, "collect", 6, round_index=1)
     # Worker 0 plays episodes 0, 2 and 4 with two take-overs, worker 1 plays 1, 3 and 5 with one.
     assert takeovers(whole) == [True, True, True, False, False, False]

@@ -170,8 +170,10 @@ def test_quick_episodes_shorter_than_a_window_are_judged_all_the_same(run, tmp_p
     assert inputs.windows.terminated.all()
 
 
-def a_frames(episode: list[int], source: list[Source], version: list[int]) -> Frames:
+def a_frames(episode: list[int], source: list[Source], version: list[int], won: tuple[int, ...] = ()) -> Frames:
+    """won: episodes that ended in success."""
     count = len(episode)
+    ends = np.append(np.diff(episode) > 0, True)
     starts = np.searchsorted(episode, episode)  # the first row of each row's episode
     return Frames(
         state=np.zeros((count, 1), np.float32),
@@ -182,7 +184,7 @@ def a_frames(episode: list[int], source: list[Source], version: list[int]) -> Fr
         reward=np.zeros(count, np.float32),
         terminated=np.zeros(count, bool),
         truncated=np.zeros(count, bool),
-        success=np.zeros(count, bool),
+        success=ends & np.isin(episode, won),
         seed=np.zeros(count, np.int64),
         episode=np.array(episode, np.int64),
         step=np.arange(count) - starts,
@@ -197,6 +199,7 @@ def test_takeovers_are_compared_within_the_round_that_the_policy_played():
         episode=[0, 0, 0, 1, 1, 1, 2, 2],
         source=[policy, policy, human, policy, policy, policy, policy, human],
         version=[1, 1, 1, 1, 1, 1, 0, 0],
+        won=(1,),
     )
     # Version 1: taken over before step 2 with values -1 and -3 at steps 0 and 1; untouched -1, -1, -1. The human's own
     # value (-9) does not count, nor does version 0. Differences 0 and -2, mean -1; chances 0.5 and 1, mean 0.75.
@@ -207,10 +210,15 @@ def test_takeovers_are_compared_within_the_round_that_the_policy_played():
 
 def test_a_takeover_is_not_compared_with_episodes_of_another_task():
     frames = a_frames(
-        episode=[0, 0, 1, 1], source=[Source.POLICY, Source.HUMAN, Source.POLICY, Source.POLICY], version=[0] * 4
+        episode=[0, 0, 1, 1],
+        source=[Source.POLICY, Source.HUMAN, Source.POLICY, Source.POLICY],
+        version=[0] * 4,
+        won=(1,),
     )
     value = np.array([-2, -2, -1, -1], np.float32)
     assert takeover_numbers(value, frames, version=0)["takeovers_compared"] == 1
+    failed = replace(frames, success=np.zeros(4, bool))  # a failure that nobody saw is nothing to compare with
+    assert takeover_numbers(value, failed, version=0)["takeovers_compared"] == 0
     other = replace(frames, task_index=np.array([1, 1, 0, 0]), tasks=["a task", "another"])
     assert takeover_numbers(value, other, version=0)["takeovers_compared"] == 0
 
