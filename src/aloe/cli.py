@@ -336,7 +336,7 @@ COMMANDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run(RunConfig):
-    """The whole circle, round after round. --preset NAME gives the defaults (quickstart, tiny)."""
+    """The whole circle, round after round. --preset NAME gives the defaults (quickstart, paper, tiny)."""
 
     output_dir: Path | None = None
     """Run folder; by default runs/<preset>-<seed>, with task and method where they are not the preset's."""

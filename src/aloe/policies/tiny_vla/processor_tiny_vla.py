@@ -41,12 +41,16 @@ def _sentence_encoder() -> tuple[Any, Any]:
 
 @cache
 def embed_instruction(instruction: str) -> Tensor:
-    """(384,) unit-length MiniLM embedding: the mean of the token embeddings (Reimers & Gurevych 2019), computed once."""
+    """(384,) MiniLM embedding, the mean of the token embeddings (Reimers & Gurevych 2019), computed once.
+
+    Scaled to numbers of about unit variance, like all other inputs: at the customary unit length they are 0.05 each, and
+    instructions that differ in one word are hardly told apart.
+    """
     tokenizer, model = _sentence_encoder()
     tokens = tokenizer([instruction], return_tensors="pt", truncation=True)
     with torch.no_grad():
         hidden = model(**tokens).last_hidden_state  # (1, tokens, 384); one sentence, so no padding to mask
-    return torch.nn.functional.normalize(hidden.mean(1), dim=-1)[0]
+    return torch.nn.functional.normalize(hidden.mean(1), dim=-1)[0] * LANGUAGE_DIM**0.5
 
 
 @dataclass
