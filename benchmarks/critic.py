@@ -14,7 +14,8 @@ from aloe.experience.schema import Frames
 from aloe.experience.windows import WindowConfig, make_windows
 from aloe.types import Source
 from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
-from aloe.value.fit import CriticData, CriticState, FitConfig, critic_step, evaluate_windows
+from aloe.value.evaluate import evaluate_windows
+from aloe.value.fit import CriticData, CriticState, FitConfig, critic_step
 
 SHAPE = ObservationShape(cameras=2, feature_dim=96, state_dim=4, language_dim=384, action_dim=4, horizon=8)
 SIZES = {

@@ -27,7 +27,8 @@ from aloe.run import RunFolder, new_folder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.training import Log
 from aloe.types import Episode, Source
-from aloe.value.fit import CriticState, Evaluation
+from aloe.value.evaluate import Evaluation
+from aloe.value.fit import CriticState
 from aloe.value.play import BestOfPlayer
 from aloe.worlds.metaworld import MetaWorldConfig
 

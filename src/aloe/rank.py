@@ -35,7 +35,7 @@ from aloe.policies.flow import PolicyBundle
 from aloe.returns import monte_carlo_return
 from aloe.run import RunFolder, from_plain, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
-from aloe.stages.trust import judge
+from aloe.value.evaluate import evaluate_windows
 from aloe.value.fit import FitConfig, fit_critic
 
 Estimator = Literal["aloe", "monte-carlo", "fqe"]
@@ -171,9 +171,9 @@ def predict(
     cache, chunks = run.cache / "fresh" / "000", run.cache / "ranking" / f"start-{version:03d}.npy"
     start = stages.fresh_inputs(run.round(0) / "fresh", bundle, tower, cache, window, scale)
     stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks)
-    judgement = judge(state.critic, stages.critic_data(start, chunks), fit)
-    value = judgement.value(fit, best_of=version > 0 and config.best_of > 1)[start.frames.step == 0]
-    mean = float(value.mean(dtype=np.float64))
+    evaluation = evaluate_windows(state.critic, stages.critic_data(start, chunks), fit)
+    value = evaluation.best_value if version > 0 and config.best_of > 1 else evaluation.value
+    mean = float(value[start.frames.step == 0].mean(dtype=np.float64))
     write_json(answer, {"value": mean})
     checkpoint.unlink(missing_ok=True)
     return mean

@@ -10,7 +10,8 @@ from aloe.experience.store import Frames
 from aloe.experience.windows import WindowConfig, make_windows
 from aloe.methods import aloe, awr, dagger, filtered, qc, recap, sft
 from aloe.types import Source
-from aloe.value.fit import Evaluation, FitConfig
+from aloe.value.evaluate import Evaluation
+from aloe.value.fit import FitConfig
 
 
 def two_steps_each(*fragments: tuple[Source, str]) -> Frames:
@@ -38,7 +39,7 @@ def two_steps_each(*fragments: tuple[Source, str]) -> Frames:
 
 def judged(*advantages: float) -> Evaluation:
     advantage = np.array(advantages, np.float32)
-    return Evaluation(q=advantage[:, None], value=0 * advantage, advantage=advantage, spread_data=0, spread_samples=0)
+    return Evaluation(fit=FitConfig(), q=advantage[:, None], q_samples=np.zeros((len(advantage), 1, 1), np.float32))
 
 
 DEMO, POLICY, HUMAN = (Source.DEMO, "success"), (Source.POLICY, "failure"), (Source.HUMAN, "success")

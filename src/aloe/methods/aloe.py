@@ -24,7 +24,7 @@ from aloe.experience.windows import Windows
 from aloe.losses import advantage_weight
 from aloe.policies.train import ActorRows
 from aloe.types import Source
-from aloe.value.fit import Evaluation
+from aloe.value.evaluate import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,13 +30,12 @@ from aloe.stages.actor import policy_rows
 from aloe.training import Log, generator_for
 from aloe.types import Source
 from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
+from aloe.value.evaluate import Evaluation, evaluate_windows
 from aloe.value.fit import (
     CriticData,
     CriticState,
-    Evaluation,
     FitConfig,
     ObservationSource,
-    evaluate_windows,
     fit_critic,
 )
 
@@ -205,8 +204,9 @@ def advantage_stage(
     actor = weigh(evaluation)
     critics = {f"q_{k}": evaluation.q[:, k] for k in range(evaluation.q.shape[1])}
     write_advantages(inputs, evaluation.value, evaluation.advantage, actor, out, critics)
-    spread = {"spread_data": evaluation.spread_data, "spread_samples": evaluation.spread_samples}
-    return advantage_metrics(inputs.frames, evaluation.value, evaluation.advantage, actor) | spread
+    spread = {"spread_data": evaluation.q.std(-1).mean(), "spread_samples": evaluation.q_samples.std(-1).mean()}
+    metrics = advantage_metrics(inputs.frames, evaluation.value, evaluation.advantage, actor)
+    return metrics | {name: float(mean) for name, mean in spread.items()}
 
 
 def write_advantages(

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float32
 from numpy import ndarray
 
@@ -25,10 +24,10 @@ from aloe.evaluation.support import best_return_at_step, chunk_distance, effecti
 from aloe.experience.store import ExperienceStore, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import PolicyBundle
-from aloe.returns import aggregate
 from aloe.stages.critic import EvaluationInputs, critic_data, sample_stage
 from aloe.types import Episode, Source
 from aloe.value.critic import ChunkCritic
+from aloe.value.evaluate import Evaluation, evaluate_windows
 from aloe.value.fit import CriticData, FitConfig
 
 BEFORE_TAKEOVER = 5
@@ -87,42 +86,6 @@ def fresh_inputs(
     return EvaluationInputs(store=store, frames=frames, windows=windows, bundle=bundle, tower=tower, cache=cache)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What the critics say of every window of a store."""
-
-    q: Float32[ndarray, "N K"]
-    """Each critic's value of the executed chunk."""
-    q_samples: Float32[ndarray, "N M K"]
-    """Each critic's value of each sampled chunk."""
-
-    def aggregated(self, fit: FitConfig) -> tuple[Float32[ndarray, "N"], Float32[ndarray, "N M"]]:
-        """Executed and sampled chunks' values as the advantage has them."""
-        q, q_samples = (
-            aggregate(torch.from_numpy(each), fit.advantage_aggregation, fit.std_weight).numpy()
-            for each in (self.q, self.q_samples)
-        )
-        return q, q_samples
-
-    def value(self, fit: FitConfig, best_of: bool) -> Float32[ndarray, "N"]:
-        """V of the policy that acts: the mean over its samples; the best of them where the critics choose at play."""
-        _, q_samples = self.aggregated(fit)
-        return q_samples.max(1) if best_of else q_samples.mean(1)
-
-
-@torch.no_grad()
-def judge(critic: ChunkCritic, data: CriticData, fit: FitConfig, batch_size: int = 256) -> Judgement:
-    """The critics' values of executed and of sampled chunks, tails filled as in training."""
-    critic.eval()
-    q, q_samples = [], []
-    for start in range(0, len(data.windows), batch_size):
-        rows = np.arange(start, min(start + batch_size, len(data.windows)))
-        observations, samples = data.observations(rows), data.sampled(rows, slice(None))
-        q.append(critic(observations, data.chunks(rows, None if fit.tail_fill == "zero" else samples[:, 0])))
-        q_samples.append(critic.of_samples(observations, samples))
-    return Judgement(q=torch.cat(q).numpy(), q_samples=torch.cat(q_samples).numpy())
-
-
 def trust_stage(
     fresh: EvaluationInputs,
     facts: list[EvaluatedEpisode],
@@ -146,22 +109,22 @@ def trust_stage(
     chunks = fresh.cache / "samples.npy"
     sample_stage(fresh, samples, key, chunks)
     data = critic_data(fresh, chunks)
-    judgement = judge(critic, data, fit)
-    value, (q, _) = judgement.value(fit, best_of), judgement.aggregated(fit)
+    evaluation = evaluate_windows(critic, data, fit)
+    value, q = evaluation.best_value if best_of else evaluation.value, evaluation.chunks
     known, realised = fresh.windows.ended, fresh.windows.monte_carlo
     begins = known & (fresh.frames.step == 0)
     seen = learnt.windows.monte_carlo[learnt.windows.ended]
     table = pd.read_parquet(advantages)
-    error = np.abs(judgement.q.mean(1) - realised)  # not of an aggregation that contains the spread itself
+    error = np.abs(evaluation.q.mean(1) - realised)  # not of an aggregation that contains the spread itself
     numbers = {
         "episodes": len(np.unique(fresh.frames.episode)),
         **_prefixed("value", Calibration.of(value[known], realised[known])),
         **_prefixed("chunk", Calibration.of(q[known], realised[known])),
         **_prefixed("start", Calibration.of(value[begins], realised[begins])),
-        "spread_error_correlation": spearman(judgement.q.std(1)[known], error[known]),
+        "spread_error_correlation": spearman(evaluation.q.std(1)[known], error[known]),
         **credit_numbers(value, fresh.frames, facts),
         **takeover_numbers(table["value"].to_numpy(), learnt.frames, version=int(fresh.frames.policy_version[0])),
-        **support_numbers(judgement, data, fresh.frames, learnt, fit),
+        **support_numbers(evaluation, data, fresh.frames, learnt),
         "effective_share": effective_share(table["weight"].to_numpy()) if weighted else math.nan,
     }
     numbers = {name: None if math.isnan(number) else number for name, number in numbers.items()}
@@ -218,20 +181,19 @@ def _episodes(frames: Frames, version: int) -> Iterator[ndarray]:
 
 
 def support_numbers(
-    judgement: Judgement, data: CriticData, frames: Frames, learnt: EvaluationInputs, fit: FitConfig
+    evaluation: Evaluation, data: CriticData, frames: Frames, learnt: EvaluationInputs
 ) -> dict[str, float]:
     """The critics on samples against the critics on executed chunks, and against the returns in what they learnt from."""
     windows: Windows = learnt.windows
     seen, steps = windows.monte_carlo[windows.ended], learnt.frames.step[windows.ended]
     if not len(seen):
         return {}
-    q, q_samples = judgement.aggregated(fit)
     executed = data.chunks(np.arange(len(frames)), None).numpy()
     result = support(
-        q_executed=q,
-        q_samples=q_samples,
-        spread_executed=judgement.q.std(-1),
-        spread_samples=judgement.q_samples.std(-1),
+        q_executed=evaluation.chunks,
+        q_samples=evaluation.samples,
+        spread_executed=evaluation.q.std(-1),
+        spread_samples=evaluation.q_samples.std(-1),
         distance=chunk_distance(np.asarray(data.samples), executed, data.windows.is_pad),
         best=float(seen.max()),
         best_at_step=best_return_at_step(seen, steps, frames.step),
