@@ -35,7 +35,7 @@ class VisionTower(nn.Module):
         self.convolutions = nn.Sequential(
             nn.Conv2d(3, width, 6, stride=4, padding=1),  # a coarse first step: nearly all of a CPU's time goes here
             nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),  # 8 x 8 of 64 pixels: a feature point lies between cells
             nn.ReLU(),
             nn.Conv2d(width, keypoints, 1),
         )
@@ -209,8 +209,6 @@ def random_shift(
     flat = images.flatten(0, 1)
     count, _, height, width = flat.shape
     padded = F.pad(flat, (pixels,) * 4, mode="replicate")
-    top, left = torch.randint(0, 2 * pixels + 1, (2, count, 1), generator=generator, device=images.device)
-    rows = (top + torch.arange(height, device=images.device))[:, :, None]  # (count, h, 1)
-    columns = (left + torch.arange(width, device=images.device))[:, None, :]  # (count, 1, w)
-    picture = torch.arange(count, device=images.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[picture, rows, columns].permute(0, 3, 1, 2).unflatten(0, images.shape[:2])
+    corners = torch.randint(0, 2 * pixels + 1, (count, 2), generator=generator).tolist()
+    moved = [padded[i, :, top : top + height, left : left + width] for i, (top, left) in enumerate(corners)]
+    return torch.stack(moved).unflatten(0, images.shape[:2])
