@@ -33,7 +33,7 @@ class VisionTower(nn.Module):
     def __init__(self, width: int, keypoints: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv2d(3, width, 6, stride=4, padding=1),  # a coarse first step: nearly all of a CPU's time goes here
+            nn.Conv2d(3, width, 6, stride=4, padding=1),  # a coarse first step: pixels are dear on a CPU
             nn.ReLU(),
             nn.Conv2d(width, width, 3, stride=2, padding=1),  # 8 x 8 of 64 pixels: a feature point lies between cells
             nn.ReLU(),
