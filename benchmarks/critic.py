@@ -75,10 +75,10 @@ def random_data(config: Config) -> CriticData:
     language = torch.from_numpy(rng.standard_normal((1, SHAPE.language_dim)).astype(np.float32)).expand(count, -1)
     state = torch.from_numpy(frames.state)
 
-    def observations(rows: np.ndarray) -> Observations:
-        index = torch.from_numpy(rows)
+    def observations(frames: np.ndarray) -> Observations:
+        index = torch.from_numpy(frames)
         return Observations(
-            features=torch.from_numpy(features[rows]).float(), state=state[index], language=language[index]
+            features=torch.from_numpy(features[frames]).float(), state=state[index], language=language[index]
         )
 
     samples = rng.uniform(-1, 1, (count, config.samples, SHAPE.horizon, SHAPE.action_dim)).astype(np.float32)

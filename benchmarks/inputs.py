@@ -18,15 +18,17 @@ from pathlib import Path
 import numpy as np
 
 from aloe import stages
+from aloe.config import RunConfig
 from aloe.evaluation.success import wilson_interval
-from aloe.experience.windows import WindowConfig, return_scale
+from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.policies.flow import PolicyBundle, PolicyPlayer
 from aloe.policies.train import ActorConfig
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.pool import EpisodeRequest, WorldPool
+from aloe.run import RunFolder, from_plain
 from aloe.worlds.metaworld import INSTRUCTIONS, MetaWorldConfig
 
-TASKS = ("faucet-open-v3", "faucet-close-v3")
+TASKS: tuple[str, ...] = ("faucet-open-v3", "faucet-close-v3")
 OTHER = {INSTRUCTIONS[a]: INSTRUCTIONS[b] for a, b in (TASKS, TASKS[::-1])}
 
 
@@ -64,7 +66,7 @@ def clone(seed: int, demos: int, steps: int, folder: Path) -> PolicyBundle:
                 store.append(episode)
     frames, window = store.columns(), WindowConfig()
     bundle = stages.new_policy(store, stages.PolicyConfig(), window.horizon, (seed, "sft"))
-    rows = stages.sft_rows(frames, window, return_scale(frames))
+    rows = stages.cloned_rows("sft", frames, make_windows(frames, window, return_scale(frames)))
     config = ActorConfig(steps=steps)
     stages.train_policy(bundle, store, folder / "cache", rows, config, (seed, "sft"), folder, label="sft")
     return bundle
@@ -95,13 +97,12 @@ def print_table(rows: dict[str, dict[str, int]], count: int) -> None:
 def of_runs(runs: list[Path], episodes: int) -> None:
     won = {"as it is": {}, "black pictures": {}}
     for run in runs:
-        config = json.loads((run / "config.json").read_text())
-        options = config["world"] | {"cameras": tuple(config["world"]["cameras"])}
-        bundle = PolicyBundle.load(run / "rounds" / f"{config['rounds']:03d}" / "pretrained_model")
-        with WorldPool(MetaWorldConfig(**options), config["workers"]) as pool:
+        config = from_plain(RunConfig, json.loads((run / "config.json").read_text()))
+        bundle = PolicyBundle.load(RunFolder(run).policy(config.rounds))
+        with WorldPool(config.world, config.workers) as pool:
             for condition, cells in won.items():
-                more = successes(pool, bundle, condition, config["seed"], episodes)
-                cells[options["task"]] = cells.get(options["task"], 0) + more
+                more = successes(pool, bundle, condition, config.seed, episodes)
+                cells[config.world.task] = cells.get(config.world.task, 0) + more
     print_table(won, len(runs) * episodes)
 
 

@@ -29,6 +29,7 @@ from aloe.types import NO_POLICY, Episode, Source
 
 GOAL = 20  # times as many windows a second as LeRobot
 H = 8
+CAMERAS: tuple[str, ...] = ("topview", "behindGripper")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ def smooth_pictures(rng: np.random.Generator, steps: int, size: int) -> np.ndarr
 
 
 def make_store(root: Path, config: Config, video: bool) -> ExperienceStore:
-    cameras = dict.fromkeys(("topview", "behindGripper"), (config.image_size, config.image_size))
+    cameras = dict.fromkeys(CAMERAS, (config.image_size, config.image_size))
     store = ExperienceStore.create(root, cameras=cameras, state_dim=4, action_dim=4, fps=config.fps, video=video)
     rng, last = np.random.default_rng(0), np.arange(config.steps) == config.steps - 1
     for index in range(config.episodes):
