@@ -115,6 +115,23 @@ class RunConfig:
         return qc.fit_config(self.fit, self.qc) if self.method == "qc" else self.fit
 
 
+_READ_BY: dict[Method, frozenset[str]] = {
+    "aloe": frozenset({"critic", "fit", "aloe"}),
+    "qc": frozenset({"critic", "fit", "qc"}),
+    "awr": frozenset({"critic", "fit", "awr"}),
+    "recap": frozenset({"critic", "fit", "recap"}),
+    "filtered": frozenset(),
+    "dagger": frozenset(),
+    "sft": frozenset(),
+}
+"""Groups of options that some methods read and others do not; all other options shape every run."""
+
+
+def unread_groups(method: Method) -> frozenset[str]:
+    """Groups of `RunConfig` that say nothing about a run of this method."""
+    return frozenset().union(*_READ_BY.values()) - _READ_BY[method]
+
+
 def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
     """The config with options changed: `fit__bootstrap` is the `--fit.bootstrap` of the command line."""
     for path, value in options.items():

@@ -20,7 +20,7 @@ from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
 from aloe.benchmark.suites import ABLATION, METHODS, SUITES, TASKS, Suite, find_suite, method_config
-from aloe.config import PRESETS, EvalConfig
+from aloe.config import PRESETS, EvalConfig, RunConfig, with_options
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
 
@@ -252,6 +252,21 @@ def test_the_hash_of_a_cell_follows_every_option_but_the_seed_and_the_perturbati
     hashes = [hash_of(), hash_of("sft"), hash_of(suite=longer), hash_of(suite=perturbed)]
     assert len(set(hashes)) == 4
     assert hash_of(seed=1) == hashes[0]  # seeds of one hash may be averaged
+
+
+def test_a_cell_stays_finished_when_options_change_that_its_method_does_not_read(tmp_path):
+    def hashes(config: RunConfig) -> dict[str, str]:
+        suite = dataclasses.replace(SMALL, config=config)
+        return {method: Cell.of(suite, method, 0, tmp_path, tmp_path).config_hash for method in METHODS}
+
+    before, changed = hashes(SMALL.config), with_options(SMALL.config, {"aloe__clip": 2.0})
+    differ = {method for method, after in hashes(changed).items() if after != before[method]}
+    assert differ == {"aloe", "aloe-paper", "aloe-in-sample", "aloe-best-of"}
+    changed = with_options(SMALL.config, {"fit__steps": 3})
+    differ = {method for method, after in hashes(changed).items() if after != before[method]}
+    assert differ == set(METHODS) - {"sft", "dagger", "filtered"}
+    changed = with_options(SMALL.config, {"improve__steps": 3})
+    assert all(after != before[method] for method, after in hashes(changed).items())
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from aloe.benchmark.start import (
     waiting_lock,
 )
 from aloe.benchmark.suites import Suite, method_config
-from aloe.config import RunConfig
+from aloe.config import RunConfig, unread_groups
 from aloe.loop import Say, run_circle
 from aloe.run import RunFolder, from_plain, to_plain
 
@@ -78,8 +78,9 @@ class Cell:
     @property
     def config_hash(self) -> str:
         """Of all that decides the cell's rows, the number of rounds included, but for the seed: equal for all seeds of a
-        method that may be averaged."""
+        method that may be averaged. Options of other methods do not count: when they change, this cell stays finished."""
         plain = to_plain(replace(self.config, seed=0))
+        plain = {name: value for name, value in plain.items() if name not in unread_groups(self.config.method)}
         return _digest({"config": plain, "perturbations": self.perturbations})[:12]
 
     @property
