@@ -5,6 +5,7 @@ import pytest
 
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, Results
+from aloe.benchmark.suites import ABLATION
 from aloe.benchmark.tables import check_comparable, methods_of, suite_section
 
 SUCCESSES = {"aloe": (90, 70), "sft": (40, 60)}  # of 100 episodes, at the last round, by seed
@@ -97,6 +98,16 @@ def test_the_report_fills_its_section_and_leaves_the_rest_of_the_page(tmp_path):
     assert (tmp_path / "benchmark-small.png").read_bytes().startswith(b"\x89PNG")
     write_report(["small"], tmp_path / "results", page)
     assert page.read_text() == text
+
+
+def test_ablations_have_a_table_and_no_curves(tmp_path):
+    Results(tmp_path, ABLATION).add([row | {"suite": ABLATION} for row in rows()])
+    page = tmp_path / "results.md"
+    page.write_text(f"<!-- benchmark:{ABLATION} -->\n<!-- /benchmark -->\n")
+    assert write_report([ABLATION], tmp_path, page) == [page]
+    assert "| `aloe` | 2 | 80 (70 to 90) |" in page.read_text()
+    assert ".png" not in page.read_text()
+    assert not list(tmp_path.glob("*.png"))
 
 
 def test_a_page_without_the_section_is_named_and_left_alone(tmp_path):

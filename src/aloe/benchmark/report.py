@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from aloe.benchmark.results import Results
-from aloe.benchmark.suites import METHODS
+from aloe.benchmark.suites import ABLATION, METHODS
 from aloe.benchmark.tables import curve, methods_of, suite_section
 from aloe.run import write_text
 
@@ -32,11 +32,13 @@ def write_report(suites: Sequence[str], results: Path, page: Path) -> list[Path]
     if not page.is_file():
         raise ValueError(f"there is no {page} to put the tables into; name another with --page")
     text, rows = page.read_text(), {suite: Results(results, suite).read() for suite in suites}
-    pictures = {suite: page.with_name(f"benchmark-{suite}.png") for suite in suites}
+    # The ablations have one round, and so no curves.
+    pictures = {suite: page.with_name(f"benchmark-{suite}.png") for suite in suites if suite != ABLATION}
     for suite in suites:
-        text = replace_section(text, suite, suite_section(rows[suite], pictures[suite].name), page)
-    for suite in suites:
-        draw_curves(rows[suite], pictures[suite])
+        picture = pictures[suite].name if suite in pictures else None
+        text = replace_section(text, suite, suite_section(rows[suite], picture), page)
+    for suite, path in pictures.items():
+        draw_curves(rows[suite], path)
     write_text(page, text)
     return [page, *pictures.values()]
 

@@ -45,8 +45,8 @@ def check_comparable(rows: pd.DataFrame) -> int:
     return most
 
 
-def suite_section(rows: pd.DataFrame, picture: str) -> str:
-    """Everything that the docs say about a suite's results, without a heading."""
+def suite_section(rows: pd.DataFrame, picture: str | None) -> str:
+    """Everything that the docs say about a suite's results, without a heading. picture: file of its curves, if any."""
     last = check_comparable(rows)
     observations, episodes = rows["observations"].iloc[0], rows["evaluation_episodes"].iloc[0]
     parts = [
@@ -60,8 +60,9 @@ def suite_section(rows: pd.DataFrame, picture: str) -> str:
             f"from the same start; probability that a seed of `{REFERENCE}` beats one of the other.",
             _table(_AGAINST, [_against(rows, other, last) for other in methods_of(rows) if other != REFERENCE]),
         ]
+    if picture is not None:
+        parts.append(f"![success over episodes and over human steps]({picture})")
     parts += [
-        f"![success over episodes and over human steps]({picture})",
         _commands(rows),
         _origin(rows),
         _details(rows),
