@@ -43,11 +43,6 @@ def test_each_method_turns_the_circle_with_the_stages_that_it_needs(method, stag
         assert (pd.read_parquet(table)["weight"] == 1).all()
 
 
-def test_a_choice_at_play_without_critics_is_refused():
-    with pytest.raises(ValueError, match="needs critics, and filtered has none"):
-        replace(SMALL, method="filtered", policy=replace(SMALL.policy, best_of=2))
-
-
 def test_a_run_of_value_methods_goes_on_where_it_was_stopped(tmp_path):
     config: RunConfig = replace(SMALL, method="awr", rounds=2)
     whole = run_circle(config, tmp_path / "whole", say=quiet)

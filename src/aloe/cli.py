@@ -205,7 +205,7 @@ class Critic(FitConfig):
                 data,
                 state,
                 self,
-                lambda evaluation: aloe_method.actor_rows(inputs.frames, inputs.windows, evaluation, self.aloe),
+                lambda evaluation: aloe_method.actor_rows(inputs.windows, evaluation, self.aloe),
                 self.output_dir,
             )
             run.logger(0, "advantages")(0, metrics)

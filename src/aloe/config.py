@@ -89,10 +89,6 @@ class RunConfig:
                 f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
                 f"{self.aloe.samples}"
             )
-        if self.method == "qc" and self.policy.best_of > 1:
-            raise ValueError("qc chooses among --qc.samples chunks; leave --policy.best-of at 1")
-        if self.policy.best_of > 1 and self.method not in get_args(CriticMethod):
-            raise ValueError(f"--policy.best-of {self.policy.best_of} needs critics, and {self.method} has none")
 
     @property
     def samples(self) -> int:
@@ -101,8 +97,13 @@ class RunConfig:
 
     @property
     def best_of(self) -> int:
-        """Chunks among which the critics choose at play."""
-        return self.qc.samples if self.method == "qc" else self.policy.best_of
+        """Chunks among which the critics choose where they do; 1 for methods without such a choice."""
+        return self.qc.samples if self.method == "qc" else self.aloe.best_of if self.method == "aloe" else 1
+
+    @property
+    def is_played_with_critics(self) -> bool:
+        """Whether the critics' choice belongs to the method's policy itself, beyond the collection of experience."""
+        return self.method == "qc"
 
     @property
     def judges_critics(self) -> bool:
@@ -147,9 +148,10 @@ PAPER: dict[str, Any] = {
     "fit__advantage_aggregation": "min",
     "fit__tail_fill": "zero",
     "aloe__failed_share": 1.0,
+    "aloe__best_of": 1,
 }
-"""ALOE as published, where the paper says how: two critics, their minimum, zeros past the end, the whole buffer. Sizes stay
-those of this machine; what the paper does not disclose stays the default."""
+"""ALOE as published, where the paper says how: two critics, their minimum, zeros past the end, the whole buffer, no
+choice by critics while collecting. Sizes stay those of this machine; what the paper does not disclose stays the default."""
 
 QUICKSTART = RunConfig(
     world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
@@ -176,7 +178,7 @@ PRESETS: dict[str, RunConfig] = {
         human=HumanConfig(patience_steps=None, time_fraction=0.5, reaction_delay_steps=1),
         critic=CriticConfig(critics=2, width=16, layers=1, heads=2),
         fit=FitConfig(steps=12, batch_size=8, save_every=5),
-        aloe=AloeConfig(samples=2, failed_share=0.5),
+        aloe=AloeConfig(samples=2, failed_share=0.5, best_of=2),
         improve=ActorConfig(steps=12, batch_size=8, save_every=5),
         eval=EvalConfig(episodes=3),
         trust=TrustConfig(episodes=2),

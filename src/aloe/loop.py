@@ -124,7 +124,7 @@ class Circle:
         stages.collect(
             self.store,
             self.pool,
-            self._player(index - 1),
+            self._player(index - 1, choosing=True),
             config.human,
             episodes=config.collect.episodes,
             already=already,
@@ -157,7 +157,7 @@ class Circle:
         def weigh(evaluation: Evaluation) -> ActorRows:
             if config.method == "qc":
                 return qc.actor_rows(inputs.windows)
-            return aloe_method.actor_rows(inputs.frames, inputs.windows, evaluation, config.aloe)
+            return aloe_method.actor_rows(inputs.windows, evaluation, config.aloe)
 
         with run.stage(index, "advantages"):
             run.logger(index, "advantages")(0, stages.advantage_stage(inputs, data, state, fit, weigh, out))
@@ -210,7 +210,7 @@ class Circle:
                 config.critic_fit,
                 (config.seed, "trust", index),
                 samples=config.samples,
-                best_of=version > 0 and config.best_of > 1,
+                best_of=version > 0 and config.is_played_with_critics,
                 weighted=config.method == "aloe",
             )
             write_json(run.round(index) / "trust.json", trust)
@@ -244,14 +244,17 @@ class Circle:
             label="improve",
         )
 
-    def measure(self, version: int, stage: str = "eval") -> None:
-        """Measures the success of a version in the pool's world, as that stage of its round."""
+    def measure(self, version: int, stage: str = "eval", *, choosing: bool = False) -> None:
+        """Measures the success of a version in the pool's world, as that stage of its round.
+
+        choosing: with the critics' choice among chunks, also for a method whose policy acts alone.
+        """
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
         keeping = self._fresh(version) if stage == "eval" else nullcontext(_forget)
         with self.run.stage(version, stage) as result, keeping as keep:
             report = stages.measure(
                 self.pool,
-                self._player(version),
+                self._player(version, choosing or self.config.is_played_with_critics),
                 episodes=self.config.eval.episodes,
                 execute=self.config.policy.execute,
                 version=version,
@@ -292,12 +295,12 @@ class Circle:
             yield keep
         write_json(self.run.round(version) / "fresh.json", [asdict(fact) for fact in facts])
 
-    def _player(self, version: int) -> ChunkPolicy:
-        """A policy version as it acts: with the critics' choice or the condition that belongs to the method."""
+    def _player(self, version: int, choosing: bool) -> ChunkPolicy:
+        """A policy version as it acts, under the condition that belongs to the method; choosing: by the critics' choice."""
         config, bundle = self.config, PolicyBundle.load(self.run.policy(version))
         if version and config.method == "recap":
             return PolicyPlayer(bundle=bundle, condition=recap.POSITIVE, guidance=config.recap.guidance)
-        if version and config.best_of > 1:
+        if version and choosing and config.best_of > 1:
             tower = PolicyBundle.load(self.run.policy(0))
             state = self._new_critic(tower)
             state.load(self.run.round(version) / "critic.safetensors")

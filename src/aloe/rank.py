@@ -172,7 +172,7 @@ def predict(
     start = stages.fresh_inputs(run.round(0) / "fresh", bundle, tower, cache, window, scale)
     stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks)
     evaluation = evaluate_windows(state.critic, stages.critic_data(start, chunks), fit)
-    value = evaluation.best_value if version > 0 and config.best_of > 1 else evaluation.value
+    value = evaluation.best_value if version > 0 and config.is_played_with_critics else evaluation.value
     mean = float(value[start.frames.step == 0].mean(dtype=np.float64))
     write_json(answer, {"value": mean})
     checkpoint.unlink(missing_ok=True)

@@ -20,16 +20,14 @@ from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
 from aloe.benchmark.suites import ABLATION, METHODS, SUITES, TASKS, Suite, find_suite, method_config
-from aloe.config import PRESETS, EvalConfig, RunConfig, with_options
+from aloe.config import PRESETS, RunConfig, with_options
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
 
 TINY = PRESETS["tiny"]
 SMALL = Suite(
     name="small",
-    config=dataclasses.replace(
-        TINY, world=dataclasses.replace(TINY.world, observations="state"), eval=EvalConfig(episodes=3)
-    ),
+    config=with_options(TINY, {"world__observations": "state", "eval__episodes": 3, "aloe__best_of": 1}),
     perturbations=(),
 )
 METHODS_PLAYED, SEEDS = ("sft", "aloe"), (0, 1)
@@ -67,7 +65,7 @@ def test_every_cell_has_a_row_for_every_round(played):
     assert list(found) == list(COLUMNS)
     expected = [[m, s, r] for m in sorted(METHODS_PLAYED) for s in SEEDS for r in (0, 1, 2)]
     assert found[["method", "seed", "round"]].values.tolist() == expected
-    assert set(found["perturbation"]) == {"none"}
+    assert set(found["measurement"]) == {"plain"}
     assert found["evaluation_episodes"].tolist() == [3] * 12
 
 
@@ -205,13 +203,13 @@ def test_the_first_and_the_last_policy_are_measured_under_perturbations_on_as_ma
     suite = dataclasses.replace(SMALL, config=config, perturbations=("disturbance", "unseen"))
     play_cell(Cell.of(suite, "sft", 0, tmp_path / "runs", tmp_path / "results"), lambda line: None)
     found = rows(tmp_path)
-    assert found[["round", "perturbation"]].values.tolist() == [
-        *([0, "disturbance"], [0, "none"], [0, "unseen"]),
-        [1, "none"],
-        *([2, "disturbance"], [2, "none"], [2, "unseen"]),
+    assert found[["round", "measurement"]].values.tolist() == [
+        *([0, "disturbance"], [0, "plain"], [0, "unseen"]),
+        [1, "plain"],
+        *([2, "disturbance"], [2, "plain"], [2, "unseen"]),
     ]
     assert set(found["evaluation_episodes"]) == {3}
-    perturbed = found[found["perturbation"] != "none"]
+    perturbed = found[found["measurement"] != "plain"]
     assert (perturbed["evaluation_seconds"] > 0).all()
     assert (perturbed[["collecting_seconds", "training_seconds"]] == 0).all(axis=None)
     made = RunFolder(tmp_path / "runs" / "small" / "base-0")
@@ -238,9 +236,16 @@ def test_every_method_shares_the_start_of_the_others():
     assert len({StartConfig.of(method_config(SMALL, method, 0)) for method in METHODS}) == 1
 
 
-def test_a_choice_among_chunks_at_play_is_no_other_start():
-    chosen = dataclasses.replace(SMALL.config, policy=dataclasses.replace(SMALL.config.policy, best_of=8))
-    assert StartConfig.of(chosen) == StartConfig.of(SMALL.config)
+@pytest.mark.slow
+def test_where_critics_choose_while_collecting_the_last_policy_is_measured_with_their_choice_as_well(tmp_path):
+    suite = dataclasses.replace(SMALL, config=with_options(SMALL.config, {"aloe__best_of": 2}))
+    play_cell(Cell.of(suite, "aloe", 0, tmp_path / "runs", tmp_path / "results"), lambda line: None)
+    last = rows(tmp_path).query("round == round.max()")
+    assert last["measurement"].tolist() == ["choice", "plain"]
+    run = RunFolder(tmp_path / "runs" / "small" / "aloe-0")
+    assert last["successes"].tolist() == [
+        round(3 * run.done(SMALL.config.rounds, stage)["success"]) for stage in ("eval-choice", "eval")
+    ]
 
 
 def test_the_hash_of_a_cell_follows_every_option_but_the_seed_and_the_perturbations(tmp_path):
@@ -261,7 +266,7 @@ def test_a_cell_stays_finished_when_options_change_that_its_method_does_not_read
 
     before, changed = hashes(SMALL.config), with_options(SMALL.config, {"aloe__clip": 2.0})
     differ = {method for method, after in hashes(changed).items() if after != before[method]}
-    assert differ == {"aloe", "aloe-paper", "aloe-in-sample", "aloe-best-of"}
+    assert differ == {"aloe", "aloe-paper", "aloe-in-sample", "aloe-best-of-1"}
     changed = with_options(SMALL.config, {"fit__steps": 3})
     differ = {method for method, after in hashes(changed).items() if after != before[method]}
     assert differ == set(METHODS) - {"sft", "dagger", "filtered"}

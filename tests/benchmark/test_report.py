@@ -4,19 +4,19 @@ import pandas as pd
 import pytest
 
 from aloe.benchmark.report import replace_section, write_report
-from aloe.benchmark.results import COLUMNS, Results
+from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION
 from aloe.benchmark.tables import check_comparable, methods_of, suite_section
 
 SUCCESSES = {"aloe": (90, 70), "sft": (40, 60)}  # of 100 episodes, at the last round, by seed
 
 
-def rows(perturbations: tuple[str, ...] = ("disturbance",)) -> list[dict]:
+def rows(more: tuple[str, ...] = ("disturbance",)) -> list[dict]:
     made = []
     for method, last in SUCCESSES.items():
         for seed in (0, 1):
             for index, successes in ((0, 30), (1, last[seed])):
-                for perturbation in ("none", *perturbations):
+                for measurement in (PLAIN, *more):
                     made.append(
                         {
                             "suite": "small",
@@ -24,12 +24,12 @@ def rows(perturbations: tuple[str, ...] = ("disturbance",)) -> list[dict]:
                             "method": method,
                             "seed": seed,
                             "round": index,
-                            "perturbation": perturbation,
+                            "measurement": measurement,
                             "episodes": 10 + 30 * index,
                             "env_steps": 100,
                             "human_steps": 200 * index,
                             "takeovers": 3 * index,
-                            "successes": successes if perturbation == "none" else 20,
+                            "successes": successes if measurement == PLAIN else 20,
                             "evaluation_episodes": 100,
                             "steps_to_success": 25.0,
                             "throughput": 10.0 * successes,
@@ -46,21 +46,21 @@ def rows(perturbations: tuple[str, ...] = ("disturbance",)) -> list[dict]:
     return made
 
 
-def table(perturbations: tuple[str, ...] = ("disturbance",)) -> pd.DataFrame:
-    return pd.DataFrame(rows(perturbations)).astype(COLUMNS)
+def table(more: tuple[str, ...] = ("disturbance",)) -> pd.DataFrame:
+    return pd.DataFrame(rows(more)).astype(COLUMNS)
 
 
 def test_the_section_has_the_figures_that_follow_from_the_rows():
     section = suite_section(table(), "benchmark-small.png")
     # success 90 and 70 of 100: mean 80, resamples from 70 to 90; 10 * (90 + 70) / 2 = 800 an hour; perturbed 20 of 100
-    assert "| `aloe` | 2 | 80 (70 to 90) | 80 | 800 | 40 | 200 | 20 (20 to 20) | - |" in section
-    assert "| `sft` | 2 | 50 (40 to 60) | 50 | 500 | 40 | 200 | 20 (20 to 20) | - |" in section
+    assert "| `aloe` | 2 | 80 (70 to 90) | 80 | 800 | 40 | 200 | - | 20 (20 to 20) | - |" in section
+    assert "| `sft` | 2 | 50 (40 to 60) | 50 | 500 | 40 | 200 | - | 20 (20 to 20) | - |" in section
     # paired: 90 - 40 = 50 and 70 - 60 = 10, so 30, from 10 to 50; every seed of aloe beats every seed of sft
     assert "| `sft` | 2 | +30 (+10 to +50) | 1.00 (1.00 to 1.00) |" in section
     assert "Observations: **state**" in section
     assert "    aloe benchmark small --methods sft aloe --seeds 0 1\n    aloe benchmark-report small" in section
     assert "Commit 1234567; 2 cores." in section
-    assert "| `aloe` | 1 | 1 | as trained | 40 | 200 | 3 | 70 of 100 | 25 | 700 |" in section
+    assert "| `aloe` | 1 | 1 | plain | 40 | 200 | 3 | 70 of 100 | 25 | 700 |" in section
     assert "| `aloe` | 1 | 1 | disturbance | 40 | 200 | 3 | 20 of 100 | 25 | 700 |" in section
 
 

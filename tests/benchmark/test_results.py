@@ -18,7 +18,7 @@ def row(method: str = "aloe", seed: int = 0, index: int = 0, **values: Any) -> d
         "method": method,
         "seed": seed,
         "round": index,
-        "perturbation": "none",
+        "measurement": "plain",
         "episodes": 10 + 30 * index,
         "env_steps": 1000,
         "human_steps": 50,

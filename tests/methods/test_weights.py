@@ -57,7 +57,7 @@ def test_weight_is_the_clipped_exponential_of_the_advantage_in_standard_deviatio
     # A / beta = 1.732 and -0.577, clipped at 1.
     frames = two_steps_each(DEMO, HUMAN)
     windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
-    actor = aloe.actor_rows(frames, windows, judged(3, -1, -1, -1), aloe.AloeConfig(clip=1.0))
+    actor = aloe.actor_rows(windows, judged(3, -1, -1, -1), aloe.AloeConfig(clip=1.0))
     assert actor.weight == pytest.approx([np.e, *[np.exp(-1 / np.sqrt(3))] * 3])
     assert actor.rows.tolist() == [0, 1, 2, 3]
 
@@ -66,7 +66,7 @@ def test_weight_is_the_clipped_exponential_of_the_advantage_in_standard_deviatio
 def test_windows_of_a_failed_fragment_count_by_their_share(share: float, rows: list[int]) -> None:
     frames = two_steps_each(DEMO, POLICY)
     windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
-    actor = aloe.actor_rows(frames, windows, judged(1, 1, -1, -1), aloe.AloeConfig(failed_share=share))
+    actor = aloe.actor_rows(windows, judged(1, 1, -1, -1), aloe.AloeConfig(failed_share=share))
     # mean 0, std 1: weights e and share / e.
     assert actor.weight == pytest.approx([np.e, np.e, share / np.e, share / np.e])
     assert actor.rows.tolist() == rows
@@ -76,7 +76,7 @@ def test_running_out_of_time_is_no_failure_where_the_value_is_bootstrapped_from_
     frames = two_steps_each(DEMO, (Source.POLICY, "timeout"))
     for timeout, weight in (("failure", 0.0), ("bootstrap", 1 / np.e)):
         windows = make_windows(frames, WindowConfig(horizon=2, timeout=timeout), 2.0)
-        actor = aloe.actor_rows(frames, windows, judged(1, 1, -1, -1), aloe.AloeConfig())
+        actor = aloe.actor_rows(windows, judged(1, 1, -1, -1), aloe.AloeConfig())
         assert actor.weight[2:] == pytest.approx([weight] * 2)
 
 
@@ -84,23 +84,23 @@ def test_equal_advantages_are_refused() -> None:
     frames = two_steps_each(DEMO)
     windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
     with pytest.raises(ValueError, match="all advantages equal"):
-        aloe.actor_rows(frames, windows, judged(1, 1), aloe.AloeConfig())
+        aloe.actor_rows(windows, judged(1, 1), aloe.AloeConfig())
 
 
 def test_weights_are_plain_float32_for_every_window() -> None:
     frames = two_steps_each(DEMO, POLICY)
     windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
-    actor = aloe.actor_rows(frames, windows, judged(1, 0, -1, 0), aloe.AloeConfig())
+    actor = aloe.actor_rows(windows, judged(1, 0, -1, 0), aloe.AloeConfig())
     assert actor.weight.dtype == np.float32
     assert torch.from_numpy(actor.weight).shape == (4,)
 
 
-def test_dagger_takes_what_people_did_and_nothing_of_the_policy() -> None:
+def test_dagger_takes_what_led_people_to_success_and_nothing_of_the_policy() -> None:
     frames = two_steps_each(
         DEMO, (Source.POLICY, "success"), HUMAN, (Source.HUMAN, "failure"), (Source.DEMO, "failure")
     )
     actor = dagger.actor_rows(frames, make_windows(frames, WindowConfig(horizon=2), 2.0))
-    assert actor.rows.tolist() == [0, 1, 4, 5, 6, 7]
+    assert actor.rows.tolist() == [0, 1, 4, 5]
     assert set(actor.weight.tolist()) == {1.0}
 
 

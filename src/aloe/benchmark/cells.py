@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 
-from aloe.benchmark.results import Results
+from aloe.benchmark.results import PLAIN, Results
 from aloe.benchmark.start import (
+    CHOICE,
     StartConfig,
     begin_cell,
     check_folder,
     make_start,
-    measure_perturbed,
-    perturbed_stage,
+    measure_more,
+    stage_of,
     waiting_lock,
 )
 from aloe.benchmark.suites import Suite, method_config
@@ -76,6 +77,12 @@ class Cell:
         return self.folder / self.start_name
 
     @property
+    def at_last(self) -> tuple[str, ...]:
+        """What the last policy is measured in besides the plain evaluation."""
+        chooses = self.config.best_of > 1 and not self.config.is_played_with_critics
+        return self.perturbations + ((CHOICE,) if chooses else ())
+
+    @property
     def config_hash(self) -> str:
         """Of all that decides the cell's rows, the number of rounds included, but for the seed: equal for all seeds of a
         method that may be averaged. Options of other methods do not count: when they change, this cell stays finished."""
@@ -111,19 +118,19 @@ def play_cell(cell: Cell, say: Say = print) -> None:
         begin_cell(cell.config, play_start(cell, say), cell.root)
         check_folder(cell.root, cell.config)
         run = run_circle(cell.config, cell.root, say=say)
-        measure_perturbed(cell.config, run, cell.config.rounds, cell.perturbations, say)
+        measure_more(cell.config, run, cell.config.rounds, cell.at_last, say)
         Results(cell.results, cell.suite).add(cell_rows(cell, run, commit))
         shutil.rmtree(run.cache, ignore_errors=True)  # the largest part of a run, and it can be made anew
 
 
 def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
-    """The measurements of a finished run: every round, and the perturbations of the first and the last."""
+    """The measurements of a finished run: every round, and what else the first and the last were measured in."""
     rows, last = [], cell.config.rounds
     for entry in json.loads((run.root / "summary.json").read_text())["rounds"]:
         index = entry["round"]
-        measured = {"none": "eval"}
-        measured |= {name: perturbed_stage(name) for name in cell.perturbations if index in (0, last)}
-        for perturbation, stage in measured.items():
+        more = cell.at_last if index == last else cell.perturbations if index == 0 else ()
+        measured = {PLAIN: "eval"} | {name: stage_of(name) for name in more}
+        for measurement, stage in measured.items():
             rows.append(
                 {
                     "suite": cell.suite,
@@ -131,7 +138,7 @@ def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
                     "method": cell.method,
                     "seed": cell.seed,
                     "round": index,
-                    "perturbation": perturbation,
+                    "measurement": measurement,
                     **{name: entry[name] for name in ("episodes", "env_steps", "human_steps", "takeovers")},
                     **_success(run, index, stage, cell.config.eval.episodes),
                     **_seconds(run, index, stage, entry["seconds"]),
@@ -156,8 +163,8 @@ def _success(run: RunFolder, index: int, stage: str, episodes: int) -> dict[str,
 
 
 def _seconds(run: RunFolder, index: int, stage: str, of_round: dict[str, float]) -> dict[str, float]:
-    """Where the time of a round went. What a perturbed row took is its measurement alone, so that a sum counts nothing
-    twice; the common start ends with the collection of round 1."""
+    """Where the time of a round went. Other rows than the plain one hold what their own measurement took, so that a sum
+    counts nothing twice; the common start ends with the collection of round 1."""
     done = run.done(index, stage) or {}
     training, collecting, evaluation = 0.0, 0.0, done["seconds"]
     if stage == "eval":

@@ -75,7 +75,7 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
         panel.set_xlabel(label)
         panel.set_ylim(0, 102)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("success of the policy alone, percent")
+    panels[0].set_ylabel("success with nobody watching, percent")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), {rows['seed'].nunique()} seeds")
     figure.savefig(path, dpi=130)

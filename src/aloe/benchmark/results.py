@@ -9,8 +9,11 @@ from typing import Any, Final
 
 import pandas as pd
 
-KEY: Final = ["suite", "observations", "method", "seed", "round", "perturbation"]
+KEY: Final = ["suite", "observations", "method", "seed", "round", "measurement"]
 """No two rows agree in all of these."""
+
+PLAIN: Final = "plain"
+"""The measurement in the world as it was trained in, each method acting as it does."""
 
 COLUMNS: Final[dict[str, str]] = {
     "suite": "str",
@@ -18,12 +21,12 @@ COLUMNS: Final[dict[str, str]] = {
     "method": "str",
     "seed": "int64",
     "round": "int64",
-    "perturbation": "str",  # "none", or in what way the world was changed for this measurement
+    "measurement": "str",  # `PLAIN`, a perturbation of the world, or `start.CHOICE`
     "episodes": "int64",  # recorded up to this round, demonstrations included
     "env_steps": "int64",
     "human_steps": "int64",
     "takeovers": "int64",
-    "successes": "int64",  # of the policy alone
+    "successes": "int64",  # nobody watching
     "evaluation_episodes": "int64",
     "steps_to_success": "float64",  # NaN where nothing succeeded
     "throughput": "float64",  # successes an hour of simulated time

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from aloe.benchmark.cells import Cell
-from aloe.benchmark.results import Results, by_cell, cell_seconds, start_seconds
+from aloe.benchmark.results import PLAIN, Results, by_cell, cell_seconds, start_seconds
 from aloe.benchmark.start import StartConfig, check_folder, is_made
 from aloe.benchmark.suites import Suite
 from aloe.loop import Say
@@ -173,7 +173,7 @@ class _Play:
             self.say(f"{self.suite} {job.name}: made in {duration(took)}; {self._outlook()}")
         else:
             rows = Results(job.cell.results, self.suite).cell(job.cell.method, job.cell.seed, job.cell.config_hash)
-            last = rows[rows["perturbation"] == "none"].iloc[-1]
+            last = rows[rows["measurement"] == PLAIN].iloc[-1]
             self.say(
                 f"{self.suite} {job.name}: {last['successes'] / last['evaluation_episodes']:.0%} at round "
                 f"{last['round']}, {duration(took)}; {self._outlook()}"

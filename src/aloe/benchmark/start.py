@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Final
 
 from aloe.config import CollectConfig, EvalConfig, RunConfig
 from aloe.loop import Say, open_circle
@@ -21,6 +22,9 @@ from aloe.rollout.human import HumanConfig
 from aloe.run import RunFolder, new_folder, to_plain, write_json
 from aloe.stages import DemosConfig, PolicyConfig, TrustConfig
 from aloe.worlds.metaworld import MetaWorldConfig
+
+CHOICE: Final = "choice"
+"""Measures a policy with the critics' choice among chunks, for methods that otherwise choose only while collecting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +46,6 @@ class StartConfig:
     @staticmethod
     def of(config: RunConfig) -> "StartConfig":
         shared = {field.name: getattr(config, field.name) for field in fields(StartConfig) if field.name != "horizon"}
-        # A choice among chunks needs critics, which the cloned policy has not got: it plays the same with any.
-        shared["policy"] = replace(config.policy, best_of=1)
         return StartConfig(**shared, horizon=config.window.horizon)
 
 
@@ -72,7 +74,7 @@ def check_folder(root: Path, config: RunConfig | StartConfig) -> None:
 def is_made(root: Path, perturbations: tuple[str, ...]) -> bool:
     """Whether the common start in a folder is complete."""
     run = RunFolder(root)
-    measured = all(run.done(0, perturbed_stage(name)) for name in perturbations)
+    measured = all(run.done(0, stage_of(name)) for name in perturbations)
     return measured and bool(run.done(0, "eval") and run.done(1, "collect"))
 
 
@@ -92,7 +94,7 @@ def make_start(config: RunConfig, perturbations: tuple[str, ...], root: Path, sa
                 if not run.done(0, "eval"):
                     circle.start()
                 circle.collect(1)
-        measure_perturbed(config, run, 0, perturbations, say)
+        measure_more(config, run, 0, perturbations, say)
         shutil.rmtree(run.cache, ignore_errors=True)
     return run
 
@@ -108,17 +110,15 @@ def begin_cell(config: RunConfig, start: RunFolder, root: Path) -> None:
         write_json(partial / "config.json", to_plain(config))
 
 
-def measure_perturbed(
-    config: RunConfig, run: RunFolder, version: int, perturbations: tuple[str, ...], say: Say
-) -> None:
-    """Measures a policy version in perturbed worlds, on the seeds of the plain evaluation; each is a stage of its round."""
-    for name in perturbations:
-        stage = perturbed_stage(name)
-        if not run.done(version, stage):
-            world = replace(config.world, perturbation=name)
+def measure_more(config: RunConfig, run: RunFolder, version: int, measurements: tuple[str, ...], say: Say) -> None:
+    """Measures a policy version in perturbed worlds or, for `CHOICE`, with the critics' choice, on the seeds of the plain
+    evaluation; each is a stage of its round."""
+    for name in measurements:
+        if not run.done(version, stage_of(name)):
+            world = config.world if name == CHOICE else replace(config.world, perturbation=name)
             with open_circle(config, run, say, world) as circle:
-                circle.measure(version, stage)
+                circle.measure(version, stage_of(name), choosing=name == CHOICE)
 
 
-def perturbed_stage(perturbation: str) -> str:
-    return f"eval-{perturbation}"
+def stage_of(measurement: str) -> str:
+    return f"eval-{measurement}"

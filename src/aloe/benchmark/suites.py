@@ -9,7 +9,7 @@ from aloe.config import PAPER, CollectConfig, EvalConfig, RunConfig, with_option
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.train import ActorConfig
 from aloe.rollout.human import GRADES
-from aloe.stages import DemosConfig
+from aloe.stages import DemosConfig, PolicyConfig
 from aloe.value.fit import FitConfig
 from aloe.worlds.metaworld import MetaWorldConfig
 
@@ -47,7 +47,7 @@ METHODS: Final[dict[str, Variant]] = {
     "aloe": _with(method="aloe"),
     "aloe-paper": _with(method="aloe", **PAPER),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
-    "aloe-best-of": _with(method="aloe", policy__best_of=8),
+    "aloe-best-of-1": _with(method="aloe", aloe__best_of=1),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 
@@ -62,10 +62,12 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "advantage-mean": _with(fit__advantage_aggregation="mean"),
     "advantage-mean-std": _with(fit__advantage_aggregation="mean-std"),
     "horizon-1": _horizon(1, execute=1),
-    "horizon-4": _horizon(4, execute=4),
-    "horizon-8-execute-8": _horizon(8, execute=8),
-    "horizon-16": _horizon(16, execute=4),
+    "horizon-4": _horizon(4, execute=2),
+    "horizon-16": _horizon(16, execute=2),
     "horizon-16-execute-16": _horizon(16, execute=16),
+    "execute-1": _horizon(8, execute=1),
+    "execute-4": _horizon(8, execute=4),
+    "execute-8": _horizon(8, execute=8),
     "in-sample": _with(fit__bootstrap="in-sample"),
     "monte-carlo": _with(fit__bootstrap="monte-carlo"),
     "samples-2": _with(aloe__samples=2),
@@ -78,14 +80,11 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "beta-thrice": _with(aloe__beta_scale=3.0),
     "clip-1": _with(aloe__clip=1.0),
     "failed-kept": _with(aloe__failed_share=1.0),
-    "failed-hindsight": _with(aloe__hindsight=0.05),
-    "policy-half": _with(aloe__policy_share=0.5),
-    "policy-quarter": _with(aloe__policy_share=0.25),
     "penalty-0": _with(window__failure_penalty=0.0),
     "penalty-3": _with(window__failure_penalty=3.0),
     "failures-equal": _with(window__failure_steps=60),
     "cut-bootstraps": _with(window__cut="bootstrap"),
-    "best-of-8": _with(policy__best_of=8),
+    "best-of-32": _with(aloe__best_of=32),
     "filtered": _with(method="filtered"),
     "dagger": _with(method="dagger"),
 }
@@ -132,18 +131,19 @@ BUDGET: Final[dict[str, Any]] = {
     "fit": {"steps": 500},
     "aloe": {"samples": 4},
     "human": "ordinary",
+    "policy": {"execute": 2},
     "rounds": 5,
-    "collect": {"episodes": 30},
+    "collect": {"episodes": 60},
     "eval": {"episodes": 100},
 }
 """What every suite gives to every method."""
 
 TASKS: Final[dict[str, dict[str, Any]]] = {
-    "precision": {"world": {"task": "peg-insert-side-v3"}, "demos": {"episodes": 10}},
-    "assembly": {"world": {"task": "assembly-v3"}, "demos": {"episodes": 10}},
+    "precision": {"world": {"task": "peg-insert-side-v3"}, "demos": {"episodes": 5}},
+    "assembly": {"world": {"task": "assembly-v3"}, "demos": {"episodes": 5}},
     "instructions": {
         "world": {"task": "reach-v3", "also": ("pick-place-v3", "faucet-open-v3", "faucet-close-v3")},
-        "demos": {"episodes": 5},  # of each task
+        "demos": {"episodes": 3},  # of each task
     },
 }
 """The numbers of every suite, once for pictures and state. What is not here is `RunConfig`'s default."""
@@ -172,8 +172,8 @@ def find_suite(name: str) -> Suite:
         )
     if name == ABLATION:
         precision = find_suite("precision-state").config
-        # One improvement changes little: twice the episodes to learn from, and twice as many to tell the variants apart.
-        once = replace(precision, rounds=1, collect=CollectConfig(episodes=60), eval=EvalConfig(episodes=200))
+        # Twice the evaluation episodes, to tell the variants apart.
+        once = replace(precision, rounds=1, eval=EvalConfig(episodes=200))
         return Suite(name=name, config=once, perturbations=(), variants=ABLATIONS, own_starts=True, first_seed=100)
     task = name.removesuffix("-state")
     observations, numbers = "pictures" if name == task else "state", BUDGET | TASKS[task]
@@ -182,6 +182,7 @@ def find_suite(name: str) -> Suite:
         rounds=numbers["rounds"],
         world=MetaWorldConfig(**numbers["world"], observations=observations),
         demos=DemosConfig(**numbers["demos"]),
+        policy=PolicyConfig(**numbers["policy"]),
         sft=ActorConfig(**numbers["sft"]),
         collect=CollectConfig(**numbers["collect"]),
         human=GRADES[numbers["human"]],

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from aloe.benchmark import statistics
-from aloe.benchmark.results import by_cell, start_seconds
+from aloe.benchmark.results import PLAIN, by_cell, start_seconds
+from aloe.benchmark.start import CHOICE
 from aloe.benchmark.statistics import Estimate
 from aloe.benchmark.suites import ABLATIONS, METHODS, REFERENCE
 
@@ -51,7 +52,8 @@ def suite_section(rows: pd.DataFrame, picture: str | None) -> str:
     observations, episodes = rows["observations"].iloc[0], rows["evaluation_episodes"].iloc[0]
     parts = [
         f"Observations: **{observations}**. Round {last}, {episodes} evaluation episodes a seed and measurement; success "
-        "in percent, interquartile mean over seeds with its 95 % interval.",
+        "in percent, interquartile mean over seeds with its 95 % interval. *Critics choosing*: the same policy "
+        "with the best of its chunks by the critics executed, where the method's success is that of the policy alone.",
         _table(_HEAD, [_method_row(rows, method, last) for method in methods_of(rows)]),
     ]
     if REFERENCE in set(rows["method"]) and len(methods_of(rows)) > 1:
@@ -72,35 +74,35 @@ def suite_section(rows: pd.DataFrame, picture: str | None) -> str:
 
 _HEAD = (
     *("method", "seeds", "success", "mean", "successes an hour", "episodes", "human steps"),
-    *("under disturbance", "from unseen starts"),
+    *("critics choosing", "under disturbance", "from unseen starts"),
 )
 _AGAINST = ("method", "seeds", "difference in points", "probability of improvement")
 _EVERY = (
-    *("method", "seed", "round", "world", "episodes", "human steps", "takeovers"),
+    *("method", "seed", "round", "measurement", "episodes", "human steps", "takeovers"),
     *("successes", "steps to success", "successes an hour"),
 )
 
 
 def _method_row(rows: pd.DataFrame, method: str, last: int) -> list[str]:
-    at_last = rows[(rows["method"] == method) & (rows["perturbation"] == "none") & (rows["round"] == last)]
-    plain = np.array([*_at(rows, method, last, "none").values()])
+    at_last = rows[(rows["method"] == method) & (rows["measurement"] == PLAIN) & (rows["round"] == last)]
+    plain = np.array([*_at(rows, method, last, PLAIN).values()])
     return [
         f"`{method}`",
         str(len(plain)),
         percent(statistics.interquartile_mean(plain)),
         f"{100 * plain.mean():.0f}",
         *(f"{at_last[name].mean():.0f}" for name in ("throughput", "episodes", "human_steps")),
-        *(_perturbed(rows, method, last, name) for name in ("disturbance", "unseen")),
+        *(_measured(rows, method, last, name) for name in (CHOICE, "disturbance", "unseen")),
     ]
 
 
-def _perturbed(rows: pd.DataFrame, method: str, last: int, perturbation: str) -> str:
-    rates = np.array([*_at(rows, method, last, perturbation).values()])
+def _measured(rows: pd.DataFrame, method: str, last: int, measurement: str) -> str:
+    rates = np.array([*_at(rows, method, last, measurement).values()])
     return percent(statistics.interquartile_mean(rates)) if len(rates) else "-"
 
 
 def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
-    ours, theirs = (_at(rows, method, last, "none") for method in (REFERENCE, other))
+    ours, theirs = (_at(rows, method, last, PLAIN) for method in (REFERENCE, other))
     starts = dict(zip(zip(rows["method"], rows["seed"], strict=True), rows["start_hash"], strict=True))
     both = [seed for seed in ours if seed in theirs and starts[REFERENCE, seed] == starts[other, seed]]
     chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
@@ -111,9 +113,9 @@ def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
     return [f"`{other}`", str(len(both)), percent(difference, "+.0f"), _with_interval(chance, ".2f")]
 
 
-def _at(rows: pd.DataFrame, method: str, index: int, perturbation: str) -> dict[int, float]:
+def _at(rows: pd.DataFrame, method: str, index: int, measurement: str) -> dict[int, float]:
     """Success rate of one round by seed; empty where nothing was measured."""
-    mine = rows.loc[(rows["method"] == method) & (rows["perturbation"] == perturbation) & (rows["round"] == index)]
+    mine = rows.loc[(rows["method"] == method) & (rows["measurement"] == measurement) & (rows["round"] == index)]
     rates = mine["successes"] / mine["evaluation_episodes"]
     return {int(seed): float(rate) for seed, rate in sorted(zip(mine["seed"], rates, strict=True))}
 
@@ -168,18 +170,15 @@ def _details(rows: pd.DataFrame) -> str:
     order = methods_of(rows)
 
     def place(row: dict[Any, Any]) -> tuple[Any, ...]:
-        perturbation = row["perturbation"]
-        return order.index(row["method"]), row["seed"], row["round"], perturbation != "none", perturbation
+        measurement = row["measurement"]
+        return order.index(row["method"]), row["seed"], row["round"], measurement != PLAIN, measurement
 
     lines = []
     for row in sorted(rows.to_dict("records"), key=place):
         steps = "-" if np.isnan(row["steps_to_success"]) else f"{row['steps_to_success']:.0f}"
-        world = "as trained" if row["perturbation"] == "none" else row["perturbation"]
-        given = (row[name] for name in ("episodes", "human_steps", "takeovers"))
+        given = (row[name] for name in ("seed", "round", "measurement", "episodes", "human_steps", "takeovers"))
         won = f"{row['successes']} of {row['evaluation_episodes']}"
-        lines.append(
-            [f"`{row['method']}`", row["seed"], row["round"], world, *given, won, steps, f"{row['throughput']:.0f}"]
-        )
+        lines.append([f"`{row['method']}`", *given, won, steps, f"{row['throughput']:.0f}"])
     table = _table(_EVERY, lines)
     return f"<details>\n<summary>Every seed and round</summary>\n\n{table}\n\n</details>"
 
@@ -191,9 +190,9 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
 
 def curve(rows: pd.DataFrame, method: str) -> tuple[dict[str, list[float]], list[Estimate]]:
     """Where a method stood after each round (means over seeds of `episodes` and `human_steps`), and its success there."""
-    mine = rows.loc[(rows["method"] == method) & (rows["perturbation"] == "none")]
+    mine = rows.loc[(rows["method"] == method) & (rows["measurement"] == PLAIN)]
     rounds = sorted(set(mine["round"]))
-    rates = np.array([[*_at(rows, method, index, "none").values()] for index in rounds])
+    rates = np.array([[*_at(rows, method, index, PLAIN).values()] for index in rounds])
     spent = {
         name: [float(mine.loc[mine["round"] == index, name].mean()) for index in rounds]
         for name in ("episodes", "human_steps")

@@ -12,6 +12,8 @@ Where this departs from the paper, or fills in what it does not disclose:
 - `failed_share`: A compares actions within one state, so in a state that is already lost every action has A near 0 and
   a weight near 1, and the actor would go on cloning what the policy does after it has failed. Windows of fragments that
   ended in failure therefore count by this share. 1 is the paper.
+- `best_of`: while collecting, the critics choose: of N chunks a_n ~ pi the one of the highest Q_pess(s, a_n, l) is
+  executed. What is trained, measured and handed over is the policy alone, with its inference as it was. 1 is the paper.
 """
 
 from dataclasses import dataclass
@@ -19,11 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from aloe.experience.store import Frames
 from aloe.experience.windows import Windows
 from aloe.losses import advantage_weight
 from aloe.policies.train import ActorRows
-from aloe.types import Source
 from aloe.value.evaluate import Evaluation
 
 
@@ -39,46 +39,23 @@ class AloeConfig:
     """eps: A / beta is clipped to [-eps, eps]. (Paper: not disclosed.)"""
     failed_share: float = 0.0
     """Factor on the weight of windows whose fragment ended in failure. (Paper: 1.)"""
-    policy_share: float | None = None
-    """Share of the whole weight that the policy's own windows get; None: as the weights fall. (Paper: None.)"""
-    hindsight: float = 0.0
-    """Windows of a failed fragment keep their weight where the value later in the fragment is higher by this than here."""
+    best_of: int = 8
+    """N: chunks sampled while collecting, of which the critics choose the one to execute; 1: the policy acts alone.
+    (Paper: 1.)"""
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if min(self.samples, self.best_of) < 1:
+            raise ValueError(f"samples and best_of must be at least 1, not {self.samples} and {self.best_of}")
         if self.beta_scale <= 0 or self.clip <= 0:
             raise ValueError("beta_scale and clip must be positive")
         if not 0 <= self.failed_share <= 1:
             raise ValueError(f"failed_share must lie in [0, 1], not {self.failed_share}")
-        if self.policy_share is not None and not 0 < self.policy_share < 1:
-            raise ValueError(f"policy_share must lie between 0 and 1, not be {self.policy_share}")
 
 
-def actor_rows(frames: Frames, windows: Windows, evaluation: Evaluation, config: AloeConfig) -> ActorRows:
+def actor_rows(windows: Windows, evaluation: Evaluation, config: AloeConfig) -> ActorRows:
     """Every window of the store with its weight; windows of weight 0 are left out of the batches."""
     advantage = torch.from_numpy(evaluation.advantage)
     beta = config.beta_scale * float(advantage.std(correction=0))
     weight = advantage_weight(advantage, beta, config.clip).numpy()
-    share = np.full(len(weight), config.failed_share)
-    if config.hindsight > 0:
-        share[later_value(windows, evaluation.value) - evaluation.value > config.hindsight] = 1.0
-    weight = np.where(windows.failed, share * weight, weight).astype(np.float32)
-    if config.policy_share is not None:
-        own = frames.source == Source.POLICY
-        if weight[own].sum() > 0 and weight[~own].sum() > 0:
-            odds = config.policy_share / (1 - config.policy_share)
-            weight[own] *= odds * weight[~own].sum() / weight[own].sum()
+    weight = np.where(windows.failed, config.failed_share * weight, weight).astype(np.float32)
     return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
-
-
-def later_value(windows: Windows, value: np.ndarray) -> np.ndarray:
-    """Highest value from the end of each window to the end of its fragment; minus infinity where nothing follows."""
-    count, horizon = len(value), windows.frames.shape[1]
-    best = np.full(count, -np.inf, np.float32)
-    last = np.flatnonzero(np.append(windows.fragment[1:] != windows.fragment[:-1], True))
-    for start, end in zip(np.append(0, last[:-1] + 1), last, strict=True):
-        highest = np.maximum.accumulate(value[start : end + 1][::-1])[::-1]
-        if len(highest) > horizon:
-            best[start : end + 1 - horizon] = highest[horizon:]
-    return best

@@ -46,8 +46,6 @@ class PolicyConfig:
     """A LeRobot `pretrained_model/` folder to start from, instead of cloning the demonstrations."""
     execute: int = 4
     """Actions of a chunk that are executed before the policy predicts again."""
-    best_of: int = 1
-    """Chunks that are sampled at play, of which the critics choose the one to execute; 1: no choice, no critic at play."""
     vision_width: int = 32
     """Channels of the vision tower."""
     keypoints: int = 32
@@ -62,11 +60,8 @@ class PolicyConfig:
     """Euler steps from noise to action."""
 
     def __post_init__(self) -> None:
-        if (
-            min(self.execute, self.best_of, self.vision_width, self.keypoints, self.width, self.depth, self.flow_steps)
-            < 1
-        ):
-            raise ValueError("execute, best_of, flow_steps and the sizes of the policy must be at least 1")
+        if min(self.execute, self.vision_width, self.keypoints, self.width, self.depth, self.flow_steps) < 1:
+            raise ValueError("execute, flow_steps and the sizes of the policy must be at least 1")
 
 
 def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: tuple[int | str, ...]) -> PolicyBundle:
