@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from aloe.evaluation.support import best_return_at_step, chunk_distance, effective_share, support
+from aloe.evaluation.support import best_return_at, chunk_distance, effective_share, support
 
 
 def test_distance_counts_executed_steps_only():
@@ -19,7 +19,7 @@ def test_distance_counts_executed_steps_only():
 
 def test_best_return_is_that_of_the_step_or_else_of_all():
     returns, step = np.array([-2.0, -1.0, -0.5]), np.array([0, 0, 2])
-    assert best_return_at_step(returns, step, np.array([0, 1, 2, 5])).tolist() == [-1.0, -0.5, -0.5, -0.5]
+    assert best_return_at(returns, step, np.array([0, 1, 2, 5])).tolist() == [-1.0, -0.5, -0.5, -0.5]
 
 
 def test_support_counts_samples_above_what_was_seen():

@@ -20,7 +20,7 @@ from aloe.rollout.collect import episode_seeds
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder
 from aloe.stages import EvaluatedEpisode, EvaluationInputs, TrustConfig
-from aloe.stages.trust import credit_numbers, takeover_numbers
+from aloe.stages.trust import credit_numbers, moments, takeover_numbers
 from aloe.types import Episode, Source
 from aloe.value.critic import ChunkCritic
 
@@ -255,3 +255,11 @@ def test_a_failure_is_noted_from_progress_or_disturbance_and_a_success_has_none(
     assert EvaluatedEpisode.of(lost).failure_step is None
     won = EvaluatedEpisode.of(replace(lost, success=last, progress=progress, disturbed_at=4))
     assert (won.failure_step, won.disturbed_at, won.success, won.steps) == (None, 4, True, 6)
+
+
+def test_states_of_two_stores_are_compared_by_the_name_of_their_task():
+    here = a_frames(episode=[0, 0], source=[Source.POLICY] * 2, version=[0] * 2)
+    here = replace(here, tasks=["open", "close"])
+    there = replace(here, task_index=np.array([1, 1]), tasks=["close", "open"])
+    assert moments(there, here.tasks, 5).tolist() == moments(here, here.tasks, 5).tolist() == [0, 1]
+    assert moments(replace(here, task_index=np.array([1, 1])), here.tasks, 5).tolist() == [5, 6]

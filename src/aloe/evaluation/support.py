@@ -20,12 +20,15 @@ def chunk_distance(
     return np.sqrt(squares / count[:, None])
 
 
-def best_return_at_step(
-    returns: Shaped[ndarray, "N"], step: Shaped[ndarray, "N"], at: Shaped[ndarray, "B"]
+def best_return_at(
+    returns: Shaped[ndarray, "N"], moment: Shaped[ndarray, "N"], at: Shaped[ndarray, "B"]
 ) -> Shaped[ndarray, "B"]:
-    """For each step number of `at` the largest of `returns` from that step number; of all returns where there is none."""
-    best = np.full(int(max(step.max(), at.max())) + 1, -np.inf)
-    np.maximum.at(best, step, returns)
+    """For each moment of `at` the largest of `returns` from that moment; of all returns where there is none.
+
+    moment: a number from 0 on that two states share if they are to be compared (task and step within the episode).
+    """
+    best = np.full(int(max(moment.max(), at.max())) + 1, -np.inf)
+    np.maximum.at(best, moment, returns)
     best[np.isneginf(best)] = returns.max()
     return best[at]
 
@@ -47,7 +50,7 @@ class Support:
     above_best: float
     """Share of the samples whose Q exceeds the largest return in the data by more than the margin."""
     above_best_at_step: float
-    """Share of the samples whose Q exceeds the largest return in the data from the same step number by more than that."""
+    """Share of the samples whose Q exceeds the largest return in the data from that step of the task by more than that."""
 
 
 def support(
@@ -61,7 +64,7 @@ def support(
     best_at_step: Shaped[ndarray, "N"],
     margin: float,
 ) -> Support:
-    """Sums up. best, best_at_step: largest return seen, anywhere and from each state's step number; margin in returns."""
+    """Sums up. best, best_at_step: largest return seen, anywhere and from each state's moment; margin in returns."""
     return Support(
         q_executed=float(q_executed.mean()),
         q_samples=float(q_samples.mean()),

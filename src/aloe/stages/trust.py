@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from aloe.evaluation.calibration import Calibration, by_decile
 from aloe.evaluation.credit import credit, failure_step, takeovers
 from aloe.evaluation.health import warnings_of
 from aloe.evaluation.ranking import spearman
-from aloe.evaluation.support import best_return_at_step, chunk_distance, effective_share, support
+from aloe.evaluation.support import best_return_at, chunk_distance, effective_share, support
 from aloe.experience.store import ExperienceStore, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import PolicyBundle
@@ -163,13 +163,19 @@ def takeover_numbers(value: Float32[ndarray, "N"], frames: Frames, version: int)
             before.append(rows[max(0, human[0] - BEFORE_TAKEOVER) : human[0]])
         else:
             untouched[rows] = frames.success[rows[-1]]  # a failure that nobody saw would have needed one
-    moment = frames.task_index * (frames.step.max() + 1) + frames.step
+    moment = moments(frames, frames.tasks, frames.step.max() + 1)
     result = takeovers(value, moment, before, untouched)
     return {
         "takeovers_compared": result.count,
         "takeover_value_difference": result.difference,
         "takeover_auc": result.auc,
     }
+
+
+def moments(frames: Frames, tasks: list[str], steps: int) -> Int64[ndarray, "N"]:
+    """A number a frame, shared by frames of one task and step, also of two stores; `steps` is above all steps."""
+    task = np.array([tasks.index(name) for name in frames.tasks])
+    return task[frames.task_index] * steps + frames.step
 
 
 def _episodes(frames: Frames, version: int) -> Iterator[ndarray]:
@@ -185,9 +191,10 @@ def support_numbers(
 ) -> dict[str, float]:
     """The critics on samples against the critics on executed chunks, and against the returns in what they learnt from."""
     windows: Windows = learnt.windows
-    seen, steps = windows.monte_carlo[windows.ended], learnt.frames.step[windows.ended]
+    seen, tasks = windows.monte_carlo[windows.ended], learnt.frames.tasks
     if not len(seen):
         return {}
+    steps = max(frames.step.max(), learnt.frames.step.max()) + 1
     executed = data.chunks(np.arange(len(frames)), None).numpy()
     result = support(
         q_executed=evaluation.chunks,
@@ -196,7 +203,9 @@ def support_numbers(
         spread_samples=evaluation.q_samples.std(-1),
         distance=chunk_distance(np.asarray(data.samples), executed, data.windows.is_pad),
         best=float(seen.max()),
-        best_at_step=best_return_at_step(seen, steps, frames.step),
+        best_at_step=best_return_at(
+            seen, moments(learnt.frames, tasks, steps)[windows.ended], moments(frames, tasks, steps)
+        ),
         margin=MARGIN * float(seen.max() - seen.min()),
     )
     return asdict(result)
