@@ -19,7 +19,7 @@ from aloe.benchmark.cells import Cell, play_cell, play_start
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
-from aloe.benchmark.suites import ABLATION, METHODS, SUITES, TASKS, Suite, find_suite, method_config
+from aloe.benchmark.suites import ABLATION, FLAWLESS, METHODS, SUITES, TASKS, Suite, find_suite, method_config
 from aloe.config import PRESETS, RunConfig, with_options
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
@@ -313,13 +313,19 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
 
 
 def test_every_task_is_a_suite_with_pictures_and_one_with_state():
-    assert sorted(SUITES) == sorted([*TASKS, *(f"{task}-state" for task in TASKS), ABLATION])
+    assert sorted(SUITES) == sorted([*TASKS, *(f"{task}-state" for task in TASKS), FLAWLESS, ABLATION])
     for task in TASKS:
         pictures, state = find_suite(task), find_suite(f"{task}-state")
         assert (pictures.name, state.name) == (task, f"{task}-state")
         assert (pictures.config.world.observations, state.config.world.observations) == ("pictures", "state")
         world = dataclasses.replace(pictures.config.world, observations="state")
         assert dataclasses.replace(pictures.config, world=world) == state.config
+
+
+def test_the_flawless_suite_differs_from_precision_in_the_human_alone():
+    flawless, precision = find_suite(FLAWLESS).config, find_suite("precision-state").config
+    assert (flawless.human.takeovers, flawless.human.action_noise, flawless.human.miss_probability) == (None, 0, 0)
+    assert dataclasses.replace(flawless, human=precision.human) == precision
 
 
 def test_an_unknown_suite_is_named():

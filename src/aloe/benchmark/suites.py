@@ -154,7 +154,10 @@ WORKERS: Final = 4
 ABLATION: Final = "ablations-state"
 """The precision task with state observations, one round of many episodes, and every variant of `ABLATIONS`."""
 
-SUITES: Final = (*(f"{task}-state" for task in TASKS), *TASKS, ABLATION)
+FLAWLESS: Final = "flawless-state"
+"""The precision task with state observations under a human who never errs and takes over without limit."""
+
+SUITES: Final = (*(f"{task}-state" for task in TASKS), *TASKS, FLAWLESS, ABLATION)
 
 
 def find_suite(name: str) -> Suite:
@@ -175,6 +178,9 @@ def find_suite(name: str) -> Suite:
         # Twice the evaluation episodes, to tell the variants apart.
         once = replace(precision, rounds=1, eval=EvalConfig(episodes=200))
         return Suite(name=name, config=once, perturbations=(), variants=ABLATIONS, own_starts=True, first_seed=100)
+    if name == FLAWLESS:
+        precision = find_suite("precision-state").config
+        return Suite(name=name, config=replace(precision, human=GRADES["expert"]), perturbations=())
     task = name.removesuffix("-state")
     observations, numbers = "pictures" if name == task else "state", BUDGET | TASKS[task]
     config = RunConfig(

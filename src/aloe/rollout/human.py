@@ -100,7 +100,7 @@ GRADES: Final[dict[str, HumanConfig]] = {
     ),
 }
 """How good the human is. The expert is flawless and watches without end. The others have the same attention, one
-take-over for every three episodes of a round of 30, and differ in skill: they react after 0.2 s and 0.4 s (at 50 ms
+take-over for every six episodes of a round of 60, and differ in skill: they react after 0.2 s and 0.4 s (at 50 ms
 a step), overlook some failures, and their hand is unsteady; at a noise of 0.3 Meta-World's expert fails in 9 of 10
 episodes of assembly."""
 
