@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float32
 from numpy import ndarray
@@ -25,8 +24,9 @@ from aloe.policies.train import ActorRows
 from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, new_folder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
+from aloe.summary import summary
 from aloe.training import Log
-from aloe.types import Episode, Source
+from aloe.types import Episode
 from aloe.value.evaluate import Evaluation
 from aloe.value.fit import CriticState
 from aloe.value.play import BestOfPlayer
@@ -341,41 +341,11 @@ class Circle:
         path = self.run.root / "summary.json"
         if not path.exists() or len(json.loads(path.read_text())["rounds"]) <= index:
             self.run.write_tensorboard()
-            write_json(path, summary(self.run, self.config, self.store, index))
+            write_json(path, summary(self.run, self.config, self.store.columns(), index))
 
 
 def _forget(episode: Episode) -> None:
     """What is kept of an episode under a perturbation: its outcome is counted, and that is all."""
-
-
-def summary(run: RunFolder, config: RunConfig, store: ExperienceStore, last: int) -> dict[str, Any]:
-    """The content of `summary.json`. Episodes, steps and takeovers count from the start of the run to that round."""
-    frames = store.columns()
-    rounds = []
-    for index in range(last + 1):
-        counted = run.done(index, "collect") or run.done(0, "demos") or {}
-        measured = run.done(index, "eval") or {}
-        mine = frames.episode < counted["episodes"]
-        human = (frames.source == Source.HUMAN) & mine
-        began = human.copy()
-        began[1:] &= ~(human[:-1] & (frames.episode[1:] == frames.episode[:-1]))
-        names = ("demos", "sft", "collect", "sample", "critic", "value", "advantages", "trust", "improve", "eval")
-        done = {name: run.done(index, name) for name in names}
-        rounds.append(
-            {
-                "round": index,
-                "episodes": counted["episodes"],
-                "env_steps": int(mine.sum()),
-                "human_steps": int(human.sum()),
-                "takeovers": int(began.sum()),
-                **{
-                    k: measured[k] for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
-                },
-                **({"trust": trust["numbers"], "warnings": trust["warnings"]} if (trust := done["trust"]) else {}),
-                "seconds": {name: content["seconds"] for name, content in done.items() if content},
-            }
-        )
-    return {"task": config.world.task, "method": config.method, "seed": config.seed, "rounds": rounds}
 
 
 @contextmanager

@@ -31,6 +31,8 @@ from typing import Any, Final
 from jaxtyping import Bool, Float32, Int64
 from numpy import ndarray
 
+from aloe.types import Source
+
 IMAGES: Final = "observation.images."
 STATE: Final = "observation.state"
 ACTION: Final = "action"
@@ -92,6 +94,14 @@ class Frames:
 
     def __len__(self) -> int:
         return len(self.action)
+
+    @property
+    def takeovers(self) -> Bool[ndarray, "N"]:
+        """The first step of each stretch that a human played within an episode."""
+        human = self.source == Source.HUMAN
+        began = human.copy()
+        began[1:] &= ~(human[:-1] & (self.episode[1:] == self.episode[:-1]))
+        return began
 
 
 def features(

@@ -109,7 +109,9 @@ def collect(
     takeovers = None
     if human is not None and human.takeovers is not None:
         taken = np.zeros(pool.workers, int)
-        np.add.at(taken, np.arange(already) % pool.workers, _takeovers(store, seeds[:already]))
+        frames = store.columns()
+        of_episode = [int(frames.takeovers[frames.seed == seed].sum()) for seed in seeds[:already]]
+        np.add.at(taken, np.arange(already) % pool.workers, of_episode)
         takeovers = (np.array(takeover_shares(human.takeovers, pool.workers)) - taken).tolist()
     for episode in pool.play(
         requests,
@@ -121,14 +123,6 @@ def collect(
         progress="collect",
     ):
         store.append(episode)
-
-
-def _takeovers(store: ExperienceStore, seeds: list[int]) -> list[int]:
-    """How often the human took over in the recorded episode of each seed."""
-    frames = store.columns()
-    human = frames.source == Source.HUMAN
-    began = human & ~np.concatenate(([False], human[:-1] & (frames.episode[1:] == frames.episode[:-1])))
-    return [int(began[frames.seed == seed].sum()) for seed in seeds]
 
 
 def episodes_recorded(store: ExperienceStore, seed: int, round_index: int, episodes: int) -> int:
