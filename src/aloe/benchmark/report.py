@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from aloe.benchmark.results import Results
-from aloe.benchmark.suites import ABLATION, METHODS
+from aloe.benchmark.suites import ABLATION, METHODS, REFERENCE
 from aloe.benchmark.tables import curve, methods_of, suite_section
 from aloe.run import write_text
 
@@ -63,7 +63,7 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
         spent, success = curve(rows, method)
         place = places.index(method)
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
-        line = "-" if place < len(_COLOURS) else "--"
+        line = "-" if place < len(_COLOURS) or method == REFERENCE else "--"
         for panel, name in zip(panels, _AXES, strict=True):
             panel.plot(
                 spent[name], [100 * s.value for s in success], line, color=colour, marker=marker, ms=5, label=method
