@@ -35,7 +35,7 @@ class Damage:
 
     episode: int | None
     """None where it concerns the store as a whole."""
-    path: Path
+    path: str
     """Relative to the root."""
     problem: str
 
@@ -43,13 +43,12 @@ class Damage:
         return f"{self.path}{'' if self.episode is None else f' of episode {self.episode}'} {self.problem}"
 
 
-def seal_path(row: Row) -> Path:
+def seal_path(row: Row) -> str:
     """Where an episode's checksums are."""
-    episodes = home(row)
-    return Path("meta/checksums") / episodes.parent.name / f"{episodes.stem}.json"
+    return home(row).replace("meta/episodes", "meta/checksums").replace(".parquet", ".json")
 
 
-def read_seals(root: Path, path: Path) -> Seals:
+def read_seals(root: Path, path: str) -> Seals:
     """Raises ValueError where the file is no longer what was written. No file: no checksums."""
     if not (root / path).exists():
         return {}
@@ -80,7 +79,7 @@ def file_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def damage_of_file(root: Path, path: Path, checksum: str) -> str | None:
+def damage_of_file(root: Path, path: str, checksum: str) -> str | None:
     """What is wrong with a file, in words; None if nothing is."""
     try:
         found = file_checksum(root / path)
@@ -89,7 +88,7 @@ def damage_of_file(root: Path, path: Path, checksum: str) -> str | None:
     return None if found == checksum else "is not what was recorded (its SHA-256 differs)"
 
 
-def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[Path]]) -> Iterator[Damage]:
+def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[str]]) -> Iterator[Damage]:
     """Everything that can be found out about damage, by reading every file. rows, files: of each episode."""
     sealed, home_of = {}, {row["episode_index"]: home(row) for row in rows}
     full: dict[int, Row] = {}
@@ -109,18 +108,18 @@ def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[Path
             yield from _damage_without_checksum(root, index, row, files[index])
             continue
         for path in files[index]:
-            problem = damage_of_file(root, path, known["files"].get(path.as_posix(), ""))
+            problem = damage_of_file(root, path, known["files"].get(path, ""))
             if problem is not None:
                 yield Damage(episode=index, path=path, problem=problem)
         if index in full and _of_json(full[index]) != known["row"]:
             yield Damage(episode=index, path=home(row), problem="has another row than was recorded")
     if rows and str(len(rows) - 1) in sealed and sealed[str(len(rows) - 1)]["info"] != _of_info(info):
-        yield Damage(episode=None, path=Path(INFO_PATH), problem="differs from what it was at the last episode")
+        yield Damage(episode=None, path=INFO_PATH, problem="differs from what it was at the last episode")
     if len(full) >= len(rows):  # else there is nothing to compare with
         yield from _damage_of_statistics(root, rows)
 
 
-def _damage_without_checksum(root: Path, index: int, row: Row, files: list[Path]) -> Iterator[Damage]:
+def _damage_without_checksum(root: Path, index: int, row: Row, files: list[str]) -> Iterator[Damage]:
     """Without a checksum all that can be said is whether the file can be read and has the episode's steps."""
     data, *videos = files
     try:
@@ -143,10 +142,10 @@ def _damage_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
     try:
         found = load_stats(root)
     except (ValueError, TypeError) as error:
-        yield Damage(episode=None, path=Path(STATS_PATH), problem=f"cannot be read ({error})")
+        yield Damage(episode=None, path=STATS_PATH, problem=f"cannot be read ({error})")
         return
     if (expected is None) != (found is None):
-        yield Damage(episode=None, path=Path(STATS_PATH), problem="is missing")
+        yield Damage(episode=None, path=STATS_PATH, problem="is missing")
         return
     for column, values in (expected or {}).items():
         other = (found or {}).get(column, {})
@@ -155,7 +154,7 @@ def _damage_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
             for name in values
         )
         if not same:
-            yield Damage(episode=None, path=Path(STATS_PATH), problem=f"has another {column!r} than its episodes")
+            yield Damage(episode=None, path=STATS_PATH, problem=f"has another {column!r} than its episodes")
             return
 
 

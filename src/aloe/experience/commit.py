@@ -5,6 +5,7 @@ last. That last move is the commit: `info.json` says how many episodes there are
 left over from a commit that was cut short. `docs/store.md` says why this holds.
 """
 
+import glob
 import os
 import tempfile
 from collections.abc import Iterable
@@ -66,7 +67,7 @@ def sync_folders(paths: Iterable[Path], root: Path) -> None:
         sync(folder)
 
 
-def set_leftovers_aside(root: Path, info: DatasetInfo, rows: list[Row], files: set[Path], mixed: list[Path]) -> None:
+def set_leftovers_aside(root: Path, info: DatasetInfo, rows: list[Row], files: set[str], mixed: list[str]) -> None:
     """Move what belongs to no committed episode into `quarantine/`, and say so in a line.
 
     files: those of the committed episodes, relative to the root. mixed: files of `meta/episodes` that hold rows of
@@ -74,7 +75,7 @@ def set_leftovers_aside(root: Path, info: DatasetInfo, rows: list[Row], files: s
     """
     kept = files | {home(row) for row in rows} | {seal_path(row) for row in rows}
     patterns = ("data/*/*.parquet", "videos/*/*/*.mp4", "meta/episodes/*/*.parquet", "meta/checksums/*/*.json")
-    found = {path.relative_to(root) for pattern in (*patterns, f"{STAGING}*") for path in root.glob(pattern)}
+    found = {path for pattern in (*patterns, f"{STAGING}*") for path in glob.glob(pattern, root_dir=root)}
     leftovers = sorted(found - kept)
     if not leftovers and not mixed:
         return
@@ -85,9 +86,10 @@ def set_leftovers_aside(root: Path, info: DatasetInfo, rows: list[Row], files: s
         (aside / path).write_bytes((root / path).read_bytes())
         sync(aside / path)
         with tempfile.TemporaryDirectory(prefix=STAGING, dir=root) as folder:
-            pq.write_table(without_uncommitted(root / path, info.total_episodes), Path(folder) / path.name)
-            sync(Path(folder) / path.name)
-            os.replace(Path(folder) / path.name, root / path)
+            new = Path(folder) / "rows.parquet"
+            pq.write_table(without_uncommitted(root / path, info.total_episodes), new)
+            sync(new)
+            os.replace(new, root / path)
     for path in leftovers:
         os.replace(root / path, aside / path)
     sync_folders([place / path for place in (root, aside) for path in [*leftovers, *mixed]], root)

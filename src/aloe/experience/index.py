@@ -20,7 +20,7 @@ ROWS: Final = 100
 _KIND: Final = "meta/episodes"
 
 
-def read_rows(root: Path, info: DatasetInfo) -> tuple[list[Row], list[Path]]:
+def read_rows(root: Path, info: DatasetInfo) -> tuple[list[Row], list[str]]:
     """Rows of the committed episodes without their statistics, and the files that hold others besides.
 
     Raises:
@@ -32,7 +32,7 @@ def read_rows(root: Path, info: DatasetInfo) -> tuple[list[Row], list[Path]]:
         committed = [row for row in found if row["episode_index"] < info.total_episodes]
         rows += committed
         if 0 < len(committed) < len(found):
-            mixed.append(path.relative_to(root))
+            mixed.append(path.relative_to(root).as_posix())
     _check(root, info, rows)
     return rows, mixed
 
@@ -90,15 +90,18 @@ def statistics_of(row: Row) -> dict[str, dict[str, ndarray]]:
     )
 
 
-def home(row: Row) -> Path:
+def home(row: Row) -> str:
     """The file of `meta/episodes` that the row stands in."""
     return place(DEFAULT_EPISODES_PATH, row, _KIND)
 
 
-def place(template: str | None, row: Row, kind: str, **keys: str) -> Path:
-    """A file's place, by LeRobot's template and a row of `meta/episodes`, which numbers each kind."""
+def place(template: str | None, row: Row, kind: str, **keys: str) -> str:
+    """A file's place below the root, by LeRobot's template and a row of `meta/episodes`, which numbers each kind.
+
+    A string, because ten thousand `Path`s take a second to compare.
+    """
     assert template is not None
-    return Path(template.format(chunk_index=row[f"{kind}/chunk_index"], file_index=row[f"{kind}/file_index"], **keys))
+    return template.format(chunk_index=row[f"{kind}/chunk_index"], file_index=row[f"{kind}/file_index"], **keys)
 
 
 def join_last_file(root: Path, staging: Path, last: Row | None) -> Row:

@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import av
 import numpy as np
@@ -61,8 +61,8 @@ class Recorder:
         meta.info = copy.deepcopy(self.info)
         meta.stats = self.stats
         meta.tasks = pd.DataFrame({"task_index": range(len(self.tasks))}, index=pd.Index(self.tasks, name="task"))
-        # LeRobot looks only at where the last episode ends.
-        meta.episodes = None if self.last is None else Dataset.from_list([self.last])
+        # LeRobot looks only at where the last episode ends; to make a Dataset of it takes longer than all the rest.
+        meta.episodes = None if self.last is None else cast(Dataset, [self.last])
         meta.save_episode_tasks([episode.task])
 
         columns = self._columns(episode, meta.tasks.index.tolist().index(episode.task))

@@ -12,6 +12,7 @@ has files of its own, and is there when `meta/info.json` counts it (`commit.py`,
     .writer.json                               the lock of the process that writes (`lock.py`)
 """
 
+import glob
 import hashlib
 import io
 import json
@@ -76,8 +77,8 @@ class ExperienceStore:
         self._settled = False
         self._parsed: list[dict[str, ndarray]] = []
         self._digests: dict[int, str] = {}
-        self._seals: dict[Path, checksums.Seals] = {}
-        self._checked: set[Path] = set()
+        self._seals: dict[str, checksums.Seals] = {}
+        self._checked: set[str] = set()
         if lock is not None:
             self._settle(mixed)
 
@@ -228,7 +229,7 @@ class ExperienceStore:
             commit(staging, self.root)
         return meta, row
 
-    def _settle(self, mixed: list[Path] | None = None) -> None:
+    def _settle(self, mixed: list[str] | None = None) -> None:
         """Tidy up after a commit that was cut short, another process's or this one's. mixed: see `index.read_rows`."""
         if self._settled:
             return
@@ -297,7 +298,7 @@ class ExperienceStore:
             row, known = self._episodes[index], self._checksums(index)
             digest = hashlib.sha256(f"{index} {row['dataset_from_index']} {row['length']}".encode())
             for path in self._files(row):
-                checksum = checksums.file_checksum(self.root / path) if known is None else known[path.as_posix()]
+                checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
                 digest.update(bytes.fromhex(checksum))
             self._digests[index] = digest.hexdigest()
         return self._digests[index]
@@ -322,10 +323,10 @@ class ExperienceStore:
         known = self._seals[path].get(str(index))
         return None if known is None else known["files"]
 
-    def _intact(self, index: int, path: Path) -> Path:
+    def _intact(self, index: int, path: str) -> Path:
         """A file of an episode, compared with its checksum the first time. Raises ValueError where it is damaged."""
         if path not in self._checked and (known := self._checksums(index)) is not None:
-            problem = checksums.damage_of_file(self.root, path, known.get(path.as_posix(), ""))
+            problem = checksums.damage_of_file(self.root, path, known.get(path, ""))
             if problem is not None:
                 raise ValueError(
                     f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
@@ -340,16 +341,16 @@ class ExperienceStore:
         if unknown := {task for row in self._episodes for task in row["tasks"]} - set(self.tasks):
             raise ValueError(f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {remedy}")
         found = {
-            path.relative_to(self.root)
+            path
             for pattern in ("data/*/*.parquet", "videos/*/*/*.mp4")
-            for path in self.root.glob(pattern)
+            for path in glob.glob(pattern, root_dir=self.root)
         }
         if missing := sorted({path for row in self._episodes for path in self._files(row)} - found):
             raise ValueError(
                 f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {remedy}"
             )
 
-    def _files(self, row: Row) -> list[Path]:
+    def _files(self, row: Row) -> list[str]:
         """Data file and videos of an episode, relative to the root."""
         return [place(self._info.data_path, row, "data")] + [
             place(self._info.video_path, row, f"videos/{key}", video_key=key) for key in self._video_keys
