@@ -69,7 +69,7 @@ class ExperienceStore:
         try:
             self._info = _load_info(root)
             self._episodes, mixed = read_rows(root, self._info)
-            self.tasks: list[str] = load_tasks(root).index.tolist() if self._info.total_tasks else []
+            self.tasks: list[str] = _tasks(root, self._info)
             self._check_tasks_and_files()
         except _MALFORMED as error:
             raise ValueError(f"{root}: meta/ is damaged ({error!r}); restore the folder from a backup") from error
@@ -338,6 +338,10 @@ class ExperienceStore:
     def _check_tasks_and_files(self) -> None:
         """Raise ValueError unless everything that the committed episodes refer to is there."""
         remedy = "copy the store anew, or restore them from a backup"
+        if len(self.tasks) != self._info.total_tasks:
+            raise ValueError(
+                f"{self.root}: {INFO_PATH} counts {self._info.total_tasks} tasks, there are {len(self.tasks)}; {remedy}"
+            )
         if unknown := {task for row in self._episodes for task in row["tasks"]} - set(self.tasks):
             raise ValueError(f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {remedy}")
         found = {
@@ -410,3 +414,8 @@ def _load_info(root: Path) -> DatasetInfo:
     if outside or any("/" in key or key == ".." for key in info.features):
         raise ValueError(f"{root}: {INFO_PATH} names files outside its folder; do not use this dataset")
     return info
+
+
+def _tasks(root: Path, info: DatasetInfo) -> list[str]:
+    """The tasks of the committed episodes: a commit replaces their file just before `info.json`."""
+    return load_tasks(root).index.tolist()[: info.total_tasks] if info.total_tasks else []
