@@ -72,8 +72,8 @@ def episode(make_episode: MakeEpisode) -> Callable[..., Episode]:
     return lambda seed, **changes: make_episode(seed, steps=3, cameras=CAMERAS, **changes)
 
 
-def check(root: Path, expected: list[Episode]) -> None:
-    """The store holds just these episodes, undamaged, and LeRobot agrees."""
+def check(root: Path, expected: list[Episode], lerobot: bool = True) -> None:
+    """The store holds just these episodes, undamaged, and LeRobot agrees (which takes ten times as long to find out)."""
     with ExperienceStore.open(root) as store:
         frames = store.columns()
         assert list(store.verify()) == []
@@ -81,7 +81,8 @@ def check(root: Path, expected: list[Episode]) -> None:
     np.testing.assert_array_equal(frames.seed[frames.step == 0], [episode.seed for episode in expected])
     np.testing.assert_array_equal(frames.action, np.concatenate([episode.action for episode in expected]))
     assert [frames.tasks[i] for i in frames.task_index[frames.step == 0]] == [episode.task for episode in expected]
-    check_lerobot(root, expected)
+    if lerobot:
+        check_lerobot(root, expected)
 
 
 def check_lerobot(root: Path, expected: list[Episode]) -> None:
@@ -108,6 +109,7 @@ def write_points(root: Path, work: Callable[[], object], log: Path) -> list[str]
     return log.read_text().splitlines()
 
 
+@pytest.mark.slow
 def test_process_that_ends_at_any_write_of_a_commit_loses_nothing_committed(tmp_path: Path, episode) -> None:
     root, spare = tmp_path / "store", tmp_path / "spare"
     kept, new = [episode(0), episode(1)], episode(2, task="a new task")
@@ -117,7 +119,8 @@ def test_process_that_ends_at_any_write_of_a_commit_loses_nothing_committed(tmp_
     shutil.copytree(root, spare)
     points = write_points(root, lambda: ExperienceStore.open(root).append(new), tmp_path / "points")
     (commit,) = [i for i, point in enumerate(points) if point == f"os.rename {root}/meta/info.json"]
-    # Seven files are synced and moved: data, row, checksums, tasks, stats, info.
+    first_move = next(i for i, point in enumerate(points) if point.startswith("os.rename"))
+    # Six files are synced and moved: data, row, checksums, tasks, stats, info.
     assert sum(point.startswith("fsync") for point in points[:commit]) >= 6
     assert points[commit + 1] == f"fsync {root}/meta"
     assert len(points) > 25
@@ -132,13 +135,15 @@ def test_process_that_ends_at_any_write_of_a_commit_loses_nothing_committed(tmp_
         shutil.copytree(spare, root)
         assert in_a_child(lambda number=number: die(number)) == DIED, points[number]
         expected = kept if number <= commit else [*kept, new]
-        check_lerobot(root, expected)  # before anybody has tidied up
+        if first_move <= number <= commit + 1:
+            check_lerobot(root, expected)  # before anybody has tidied up
         np.testing.assert_array_equal(
             ExperienceStore.read(root).columns().action, np.concatenate([e.action for e in expected]), points[number]
         )
-        check(root, expected)
+        check(root, expected, lerobot=number % 4 == 0)
 
 
+@pytest.mark.slow
 def test_process_that_ends_at_any_write_of_tidying_up_loses_nothing(tmp_path: Path, episode) -> None:
     root, spare = tmp_path / "store", tmp_path / "spare"
     kept, new = [episode(0), episode(1)], episode(2, task="a new task")
@@ -167,15 +172,19 @@ def test_process_that_ends_at_any_write_of_tidying_up_loses_nothing(tmp_path: Pa
         shutil.rmtree(root)
         shutil.copytree(spare, root)
         assert in_a_child(die_at(number, lambda: ExperienceStore.open(root))) == DIED
-        check(root, kept)
+        check(root, kept, lerobot=False)
         aside = {path.relative_to(root).parts[2:] for path in root.glob("quarantine/*/**/*") if path.is_file()}
         assert ("data", "chunk-000", "file-002.parquet") in aside
         assert ("meta", "episodes", "chunk-000", "file-000.parquet") in aside
+        other = episode(3)
         with ExperienceStore.open(root) as store:
-            store.append(new)
-        check(root, [*kept, new])
+            store.columns()  # what it knows of checksums now, it must not believe of the next episode
+            store.append(other)
+            assert len(store.columns()) == 9
+        check(root, [*kept, other], lerobot=number % 4 == 0)
 
 
+@pytest.mark.slow
 def test_sigkill_of_a_recording_with_video_loses_no_committed_episode() -> None:
     command = [sys.executable, "benchmarks/store_kill.py", "--kills", "20", "--seed", "1"]
     found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=300)
@@ -267,9 +276,9 @@ def test_any_sequence_of_appends_faults_deaths_and_reopenings_keeps_what_was_com
         def teardown(self) -> None:
             self.store.close()
             if self.model:
-                check(self.root, self.model)
+                check(self.root, self.model, lerobot=number % 3 == 0)
 
     rounds = settings(
-        max_examples=8, stateful_step_count=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=6, stateful_step_count=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(Store, settings=rounds)

@@ -2,7 +2,8 @@
 
 A file there goes with the file of `meta/episodes` that has the same number, and grows with it:
 
-    {"7": {"row": "<SHA-256>", "info": "<SHA-256>", "files": {"data/chunk-000/file-007.parquet": "<SHA-256>", ...}}, ...}
+    {"sha256": "<of all that follows>", "episodes": {
+        "7": {"row": "<SHA-256>", "info": "<SHA-256>", "files": {"data/chunk-000/file-007.parquet": "<SHA-256>", ...}}}}
 
 `row` is of the episode's row of `meta/episodes` with its statistics, `info` of what `meta/info.json` said besides the
 counts. Episodes that LeRobot wrote, or an ALOE before there were checksums, have none.
@@ -53,15 +54,20 @@ def read_seals(root: Path, path: str) -> Seals:
     if not (root / path).exists():
         return {}
     try:
-        seals = json.loads((root / path).read_text())
-        well_formed = all(set(seal) == {"row", "info", "files"} and seal["files"] for seal in seals.values())
-    except (ValueError, AttributeError, TypeError):
-        well_formed = False
-    if not well_formed:
+        content = json.loads((root / path).read_text())
+        seals = content["episodes"] if content["sha256"] == _of_json(content["episodes"]) else None
+    except (ValueError, KeyError, TypeError):
+        seals = None
+    if seals is None:
         raise ValueError(
             f"{root}: {path} is damaged; restore it from a backup, or move it away and do without checksums"
         )
     return seals
+
+
+def write_seals(path: Path, seals: Seals) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"sha256": _of_json(seals), "episodes": seals}))
 
 
 def seal(staging: Path, row: Row, info: DatasetInfo) -> dict[str, Any]:
@@ -97,6 +103,7 @@ def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[str]
             full |= {row["episode_index"]: row for row in read_full(root / path)}
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             yield Damage(episode=None, path=path, problem=f"cannot be read ({error})")
+    sound = len(full) >= len(rows)
     for path in dict.fromkeys(seal_path(row) for row in rows):
         try:
             sealed |= read_seals(root, path)
@@ -112,12 +119,13 @@ def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[str]
             if problem is not None:
                 yield Damage(episode=index, path=path, problem=problem)
         if index in full and _of_json(full[index]) != known["row"]:
+            sound = False
             yield Damage(episode=index, path=home(row), problem="has another row than was recorded")
     last = sealed.get(str(len(rows) - 1))
     counts = {"train": f"0:{len(rows)}"}  # what LeRobot makes of it with every episode
     if last is not None and (last["info"] != _of_info(info) or info.splits != counts):
         yield Damage(episode=None, path=INFO_PATH, problem="differs from what it was at the last episode")
-    if len(full) >= len(rows):  # else there is nothing to compare with
+    if sound:  # else there is nothing to compare with
         yield from _damage_of_statistics(root, rows)
 
 
@@ -139,13 +147,16 @@ def _damage_without_checksum(root: Path, index: int, row: Row, files: list[str])
 def _damage_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
     """`stats.json` against the statistics of the episodes. LeRobot's own rounding is let pass."""
     expected = None
-    for part in statistics(root, rows):
-        expected = aggregate_stats([*([] if expected is None else [expected]), *part])
     try:
-        found = load_stats(root)
-    except (ValueError, TypeError) as error:
-        yield Damage(episode=None, path=STATS_PATH, problem=f"cannot be read ({error})")
+        for part in statistics(root, rows):
+            expected = aggregate_stats([*([] if expected is None else [expected]), *part])
+        found = load_stats(root) or None
+        counted = 0 if found is None else int(np.sum(found["frame_index"]["count"]))
+    except (ValueError, TypeError, KeyError) as error:
+        yield Damage(episode=None, path=STATS_PATH, problem=f"cannot be compared with its episodes ({error!r})")
         return
+    if counted > sum(row["length"] for row in rows):
+        return  # an episode ahead, of a commit going on or cut short; made anew when the store is opened to write
     if (expected is None) != (found is None):
         yield Damage(episode=None, path=STATS_PATH, problem="is missing")
         return

@@ -7,7 +7,6 @@ embeds the pictures row by row, through files of their own: three times the time
 import contextlib
 import copy
 import io
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from lerobot.datasets.video_utils import StreamingVideoEncoder, get_video_durati
 from numpy import ndarray
 from PIL import Image
 
-from aloe.experience.checksums import read_seals, seal, seal_path
+from aloe.experience.checksums import read_seals, seal, seal_path, write_seals
 from aloe.experience.commit import Stats
 from aloe.experience.index import Row, join_last_file, place
 from aloe.experience.schema import ACTION, IMAGES, PROPOSED_ACTION, STATE
@@ -82,8 +81,7 @@ class Recorder:
     def _write_seals(self, staging: Path, row: Row, info: DatasetInfo) -> None:
         path, index = seal_path(row), row["episode_index"]
         seals = {key: value for key, value in read_seals(self.root, path).items() if int(key) < index}
-        (staging / path).parent.mkdir(parents=True)
-        (staging / path).write_text(json.dumps({**seals, str(index): seal(staging, row, info)}))
+        write_seals(staging / path, {**seals, str(index): seal(staging, row, info)})
 
     def _columns(self, episode: Episode, task_index: int) -> dict[str, ndarray]:
         """Every column but the pictures."""

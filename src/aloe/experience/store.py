@@ -319,7 +319,9 @@ class ExperienceStore:
         """File -> SHA-256. What a writer has appended since is in the same file, so it is read again for a new episode."""
         path = checksums.seal_path(self._episodes[index])
         if str(index) not in self._seals.get(path, {}):
-            self._seals[path] = checksums.read_seals(self.root, path)
+            seals = checksums.read_seals(self.root, path)
+            # What a commit that was cut short has left there is not of the episode that gets its number.
+            self._seals[path] = {key: value for key, value in seals.items() if int(key) < self.num_episodes}
         known = self._seals[path].get(str(index))
         return None if known is None else known["files"]
 
