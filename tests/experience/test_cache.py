@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def check_pictures(frames: FrameCache, episodes: list[Episode]) -> None:
 
 
 def change_episode(store: ExperienceStore, index: int) -> None:
-    """Give an episode the pictures of its steps in reverse, as somebody who repairs a store might."""
+    """Give an episode the pictures of its steps in reverse, as somebody who repairs a store without checksums might."""
+    shutil.rmtree(store.root / "meta/checksums")
     path = store.root / f"data/chunk-000/file-{index:03d}.parquet"
     table = pq.read_table(path)
     key = "observation.images.top"

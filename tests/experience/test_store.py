@@ -181,11 +181,11 @@ def in_a_child(work: Callable[[], None]) -> int:
     return pid
 
 
-@pytest.mark.parametrize("moves", range(6))
+@pytest.mark.parametrize("moves", range(7))
 def test_death_between_any_two_steps_of_a_commit_keeps_the_store_whole(
     store: ExperienceStore, make_episode: MakeEpisode, monkeypatch: pytest.MonkeyPatch, moves: int
 ) -> None:
-    """A first commit moves data, meta/episodes, stats and info; a new task's moves tasks.parquet, too."""
+    """A commit moves data, meta/episodes, meta/checksums, tasks (for a new one), stats and info."""
     kept = [make_episode(i) for i in range(2)]
     for episode in kept:
         store.append(episode)
@@ -198,14 +198,16 @@ def test_death_between_any_two_steps_of_a_commit_keeps_the_store_whole(
                 os.kill(os.getpid(), signal.SIGKILL)
             replace(source, target)
 
+        mine = ExperienceStore.open(store.root)
         monkeypatch.setattr(os, "replace", replace_or_die)
-        store.append(make_episode(2, task="a new task"))
+        mine.append(make_episode(2, task="a new task"))
         os.kill(os.getpid(), signal.SIGKILL)
 
+    store.close()
     _, status = os.waitpid(in_a_child(die_after_some_moves), 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
 
-    expected = kept if moves < 5 else [*kept, make_episode(2, task="a new task")]
+    expected = kept if moves < 6 else [*kept, make_episode(2, task="a new task")]
     if moves == 3:  # LeRobot can read what nobody has tidied yet
         assert len(load_with_lerobot(store)) == 12
     again = ExperienceStore.open(store.root)
@@ -221,6 +223,7 @@ def test_death_between_any_two_steps_of_a_commit_keeps_the_store_whole(
 
 
 def test_killed_recorder_loses_no_committed_episode(store: ExperienceStore, make_episode: MakeEpisode) -> None:
+    store.close()
     reader, writer = os.pipe()
 
     def append_for_ever() -> None:
@@ -241,6 +244,7 @@ def test_killed_recorder_loses_no_committed_episode(store: ExperienceStore, make
             promised = max([promised, *(index + 1 for index in os.read(reader, 100))])
         os.set_blocking(reader, True)
         again = ExperienceStore.open(store.root)
+        again.close()
         assert again.num_episodes >= promised
     check_frames(again.columns(), [make_episode(i) for i in range(again.num_episodes)])
     assert len(load_with_lerobot(again)) == again.num_frames
@@ -328,10 +332,10 @@ def test_failed_append_can_be_repeated(
     check_frames(ExperienceStore.open(store.root).columns(), [make_episode(1)])
 
 
-def test_second_appending_process_is_refused(store: ExperienceStore, make_episode: MakeEpisode) -> None:
+def test_second_appending_store_of_a_process_is_refused(store: ExperienceStore, make_episode: MakeEpisode) -> None:
     other = ExperienceStore.open(store.root)
     other.append(make_episode(0))
-    with pytest.raises(ValueError, match="another process appended; open it again"):
+    with pytest.raises(ValueError, match="something else appended; open it again"):
         store.append(make_episode(1))
 
 

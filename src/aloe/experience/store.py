@@ -1,86 +1,86 @@
 """What happened, on disk: a LeRobot v3 dataset that is whole after every episode.
 
-LeRobot's own writer keeps the files of a recording open and loses all of it when the process dies. Here every
-episode has files of its own, which are written in a folder aside and then moved into place one by one,
-`meta/info.json` last. That last move is the commit: `info.json` says how many episodes there are, and files
-beyond that number are left over from a process that died. LeRobot does not mind them; `open` sets them aside.
+LeRobot's own writer keeps the files of a recording open and loses all of it when the process dies. Here every episode
+has files of its own, and is there when `meta/info.json` counts it (`commit.py`, `docs/store.md`).
 
     data/chunk-000/file-007.parquet            the steps, pictures inside as PNG (or videos/... as mp4)
-    meta/episodes/chunk-000/file-007.parquet   where the episode's steps are, and their statistics
+    meta/episodes/chunk-000/file-000.parquet   where each episode's steps are, and their statistics (`index.py`)
+    meta/checksums/chunk-000/file-000.json     SHA-256 of what the episodes lie in; not LeRobot's (`checksums.py`)
     meta/tasks.parquet, meta/stats.json        replaced as a whole
     meta/info.json                             the commit
     quarantine/<number>/...                    what was left over; nothing is ever deleted
-
-Schema, statistics and all of `meta/` are made by LeRobot's code. The data file is written here, because
-LeRobot's writer embeds the pictures row by row, through files of their own: three times the time of `append`.
+    .writer.json                               the lock of the process that writes (`lock.py`)
 """
 
-import contextlib
-import copy
-import fcntl
+import glob
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset
 from jaxtyping import UInt8
-from lerobot.configs import RGBEncoderConfig
-from lerobot.datasets.compute_stats import (
-    aggregate_stats,
-    auto_downsample_height_width,
-    compute_episode_stats,
-    get_feature_stats,
-    sample_indices,
-)
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.datasets.feature_utils import get_hf_features_from_features
-from lerobot.datasets.io_utils import cast_stats_to_numpy, load_info, load_stats, load_tasks, write_stats
-from lerobot.datasets.utils import DEFAULT_EPISODES_PATH, INFO_PATH, STATS_PATH, update_chunk_file_indices
-from lerobot.datasets.video_utils import StreamingVideoEncoder, decode_video_frames, get_video_duration_in_s
+from lerobot.datasets.io_utils import load_info, load_tasks
+from lerobot.datasets.utils import INFO_PATH, DatasetInfo
+from lerobot.datasets.video_utils import decode_video_frames
 from numpy import ndarray
 from PIL import Image
 
-from aloe.experience.schema import (
-    ACTION,
-    COLUMNS,
-    IMAGES,
-    PROPOSED_ACTION,
-    STATE,
-    VECTORS,
-    Frames,
-    cameras_of,
-    check_features,
-    features,
-)
-from aloe.types import Episode, Source
+from aloe.experience import checksums
+from aloe.experience.checksums import Damage
+from aloe.experience.commit import STAGING, Stats, commit, set_leftovers_aside, settled_stats, sync, sync_folders
+from aloe.experience.index import Row, place, read_rows
+from aloe.experience.lock import WriterLock
+from aloe.experience.recorder import Recorder
+from aloe.experience.schema import ACTION, COLUMNS, IMAGES, STATE, VECTORS, Frames, cameras_of, check_features, features
+from aloe.types import Episode
 
-_STAGING: Final = "staging-"
-_QUARANTINE: Final = "quarantine"
-_PNG_LEVEL: Final = 1  # zlib's default, 6, takes twice as long and saves a seventh
+# What LeRobot's code and Arrow make of damaged metadata. Arrow says OSError where it cannot make sense of a footer.
+_MALFORMED: Final = (
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OSError,
+    pa.ArrowException,
+)
 
 
 class ExperienceStore:
-    """Episodes on disk; append only. Any number of processes may have it open, one of them may append."""
+    """Episodes on disk; append only. One process writes (`create`, `open`), any number read (`read`).
 
-    def __init__(self, root: Path) -> None:
-        """Use `create` or `open`."""
+    What is open shows the episodes that were committed when it was opened, and those that it has appended itself.
+    """
+
+    def __init__(self, root: Path, lock: WriterLock | None) -> None:
+        """Use `create`, `open` or `read`. lock: None to read only."""
         self.root = root
-        self._info = load_info(root)
-        self._episodes = _committed_episodes(root, self._info.total_episodes)
-        self.tasks: list[str] = [] if not self._info.total_tasks else load_tasks(root).index.tolist()
-        self._stats = load_stats(root)
+        self._lock = lock
+        try:
+            self._info = _load_info(root)
+            self._episodes, mixed = read_rows(root, self._info)
+            self.tasks: list[str] = _tasks(root, self._info)
+            self._check_tasks_and_files()
+        except _MALFORMED as error:
+            raise ValueError(f"{root}: meta/ is damaged ({error!r}); restore the folder from a backup") from error
+        self._stats: Stats | None = None
+        self._settled = False
         self._parsed: list[dict[str, ndarray]] = []
         self._digests: dict[int, str] = {}
+        self._seals: dict[str, checksums.Seals] = {}
+        self._checked: set[str] = set()
+        if lock is not None:
+            self._settle(mixed)
 
     @classmethod
     def create(
@@ -106,27 +106,47 @@ class ExperienceStore:
             LeRobotDatasetMetadata.create(
                 root.name, fps, columns, robot_type=robot_type, root=Path(aside) / "store", use_videos=video
             )
+            new = [path for path in (Path(aside) / "store").rglob("*") if path.is_file()]
+            for path in new:
+                sync(path)
+            sync_folders(new, Path(aside) / "store")
             os.replace(Path(aside) / "store", root)
-        return cls(root)
+            sync(root.parent)
+        return cls(root, WriterLock.acquire(root))
 
     @classmethod
     def open(cls, root: str | Path) -> "ExperienceStore":
-        """An existing store as of its last committed episode. What a crash left over moves to `quarantine/`.
+        """An existing store as of its last committed episode, to append to. What a crash left over moves to `quarantine/`.
+
+        This process is the store's only writer until `close`, or until nothing refers to the store any more.
+
+        Raises:
+            ValueError: there is no store here, it lacks columns or files of committed episodes, or another process
+                writes to it.
+            OSError: the folder cannot be written.
+        """
+        root = _existing(root)
+        _load_info(root)  # a folder that is no store gets no lock file
+        return cls(root, WriterLock.acquire(root))
+
+    @classmethod
+    def read(cls, root: str | Path) -> "ExperienceStore":
+        """An existing store as of its last committed episode, to read only: also while another process appends, and on a
+        medium that cannot be written. Locks and moves nothing.
 
         Raises ValueError if there is no store here, or it lacks columns or files of committed episodes.
         """
-        root = Path(root)
-        if not (root / "meta/info.json").is_file():
-            raise ValueError(
-                f"{root} is no store: it has no meta/info.json; "
-                "record one with `aloe demos` or ExperienceStore.create()"
-            )
-        check_features(load_info(root).features)
-        with _locked(root):
-            store = cls(root)
-            store._set_leftovers_aside()
-            store._repair_stats()
-        return store
+        return cls(_existing(root), None)
+
+    def close(self) -> None:
+        """Let another process write, unless this one has the store open a second time. Reading goes on."""
+        self._lock = None
+
+    def __enter__(self) -> "ExperienceStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def num_episodes(self) -> int:
@@ -166,25 +186,59 @@ class ExperienceStore:
     # ---- writing
 
     def append(self, episode: Episode) -> int:
-        """Write one episode and return its index. On return it is committed; on an error nothing has changed.
+        """Write one episode and return its index. On return it is committed and on the disk.
 
-        Raises ValueError if the episode does not fit the store, or another process has appended since `open`.
+        Raises:
+            ValueError: the episode does not fit the store, the store is open for reading, or another store of this process
+                has appended to it since.
+            OSError: the episode could not be written, and is lost; all committed ones are as they were, and the next can
+                be appended once the cause is gone.
         """
+        if self._lock is None:
+            raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
         self._check(episode)
-        with _locked(self.root), tempfile.TemporaryDirectory(prefix=_STAGING, dir=self.root) as folder:
-            if (found := load_info(self.root).total_episodes) != self.num_episodes:
-                raise ValueError(
-                    f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: "
-                    "another process appended; open it again, and let only one process append"
-                )
-            staging = Path(folder) / "new"
-            meta, row = self._stage(episode, staging)
-            _move_into_place(staging, self.root)
+        self._lock.check()
+        if (found := load_info(self.root).total_episodes) != self.num_episodes:
+            raise ValueError(
+                f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: something else appended; "
+                "open it again, and append through one ExperienceStore only"
+            )
+        try:
+            self._settle()
+            meta, row = self._write(episode)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{self.root}: episode {self.num_episodes} is lost, it could not be written: {error.strerror or error}; "
+                "the episodes before it are intact, and you can go on when the cause is gone",
+            ) from error
         self._info, self._stats = meta.info, meta.stats
         if episode.task not in self.tasks:
             self.tasks.append(episode.task)
-        self._episodes.append(row)
+        self._episodes.append({key: value for key, value in row.items() if not key.startswith("stats/")})
+        self._settled = True
         return row["episode_index"]
+
+    def _write(self, episode: Episode) -> tuple[LeRobotDatasetMetadata, Row]:
+        with tempfile.TemporaryDirectory(prefix=STAGING, dir=self.root) as folder:
+            last = self._episodes[-1] if self._episodes else None
+            recorder = Recorder(root=self.root, info=self._info, stats=self._stats, tasks=self.tasks, last=last)
+            staging = Path(folder) / "new"
+            meta, row = recorder.stage(episode, staging)
+            self._settled = False
+            commit(staging, self.root)
+        return meta, row
+
+    def _settle(self, mixed: list[str] | None = None) -> None:
+        """Tidy up after a commit that was cut short, another process's or this one's. mixed: see `index.read_rows`."""
+        if self._settled:
+            return
+        if mixed is None:
+            _, mixed = read_rows(self.root, self._info)
+        files = {path for row in self._episodes for path in self._files(row)}
+        set_leftovers_aside(self.root, self._info, self._episodes, files, mixed)
+        self._stats = settled_stats(self.root, self._info, self._episodes)
+        self._settled = True
 
     def _check(self, episode: Episode) -> None:
         """Raise ValueError unless the episode has the store's cameras and dimensions."""
@@ -210,107 +264,6 @@ class ExperienceStore:
         if not np.isfinite(episode.reward).all():
             raise ValueError("reward holds NaN or infinite values")
 
-    def _stage(self, episode: Episode, staging: Path) -> tuple[LeRobotDatasetMetadata, dict[str, Any]]:
-        """Write the episode's files below `staging`, laid out as in the store; the new metadata and row."""
-        meta = LeRobotDatasetMetadata.create(self.root.name, self.fps, {}, root=staging)
-        meta.info = copy.deepcopy(self._info)
-        meta.stats = self._stats
-        meta.tasks = pd.DataFrame({"task_index": range(len(self.tasks))}, index=pd.Index(self.tasks, name="task"))
-        # LeRobot looks only at where the last episode ends.
-        meta.episodes = Dataset.from_list(self._episodes[-1:]) if self._episodes else None
-        meta.save_episode_tasks([episode.task])
-
-        tasks = meta.tasks.index.tolist()
-        columns = self._columns(episode, tasks.index(episode.task))
-        stats = compute_episode_stats({**columns}, self._info.features)
-        stats |= {IMAGES + camera: _picture_stats(pictures) for camera, pictures in episode.images.items()}
-        row = {"dataset_from_index": self.num_frames, "dataset_to_index": self.num_frames + episode.steps}
-        row |= self._next_file("data")
-        self._write_data(staging / _path(self._info.data_path, row, "data"), columns, episode)
-        if self._video_keys:
-            row |= self._write_videos(staging, meta, episode)
-        meta.save_episode(self.num_episodes, episode.steps, [episode.task], stats, row)
-        meta.finalize()
-        (committed,) = _episode_rows(staging)
-        return meta, committed
-
-    def _columns(self, episode: Episode, task_index: int) -> dict[str, ndarray]:
-        """Every column but the pictures."""
-        steps = episode.steps
-        proposed = ~np.isnan(episode.proposed_action[:, 0])  # all of a step or none, `_check` has seen to it
-        columns = {
-            STATE: episode.state,
-            ACTION: episode.action,
-            PROPOSED_ACTION: np.where(proposed[:, None], episode.proposed_action, episode.action),
-            "has_proposal": proposed,
-            "next.reward": episode.reward,
-            "next.done": episode.terminated,
-            "next.truncated": episode.truncated,
-            "next.success": episode.success,
-            "intervention": episode.source == Source.HUMAN,
-            "source": episode.source,
-            "policy_version": episode.policy_version,
-            "episode_seed": np.full(steps, episode.seed),
-            "timestamp": np.arange(steps) / self.fps,
-            "frame_index": np.arange(steps),
-            "episode_index": np.full(steps, self.num_episodes),
-            "index": np.arange(self.num_frames, self.num_frames + steps),
-            "task_index": np.full(steps, task_index),
-        }
-        shapes = {key: (steps,) if self._info.features[key]["shape"] == (1,) else (steps, -1) for key in columns}
-        return {
-            key: np.asarray(column, self._info.features[key]["dtype"]).reshape(shapes[key])
-            for key, column in columns.items()
-        }
-
-    def _next_file(self, key: str) -> dict[str, int]:
-        """Where a file of this kind (`data`, or `videos/<column>`) goes that follows the last episode's."""
-        chunk, file = 0, 0
-        if self._episodes:
-            last = self._episodes[-1]
-            chunk, file = update_chunk_file_indices(
-                last[f"{key}/chunk_index"], last[f"{key}/file_index"], self._info.chunks_size
-            )
-        return {f"{key}/chunk_index": chunk, f"{key}/file_index": file}
-
-    def _write_data(self, path: Path, columns: dict[str, ndarray], episode: Episode) -> None:
-        schema = get_hf_features_from_features(self._info.features).arrow_schema
-        arrays = []
-        for field in schema:
-            if field.name.startswith(IMAGES):
-                pictures = episode.images[field.name.removeprefix(IMAGES)]
-                cells = [{"bytes": _png(picture), "path": f"frame-{t:06d}.png"} for t, picture in enumerate(pictures)]
-                arrays.append(pa.array(cells, field.type))
-            elif columns[field.name].ndim == 2:
-                arrays.append(pa.array(list(columns[field.name]), field.type))
-            else:
-                arrays.append(pa.array(columns[field.name], field.type))
-        path.parent.mkdir(parents=True)
-        pq.write_table(pa.table(arrays, schema=schema), path)
-
-    def _write_videos(self, staging: Path, meta: LeRobotDatasetMetadata, episode: Episode) -> dict[str, Any]:
-        """One mp4 a camera, with LeRobot's own encoder and settings."""
-        keys, settings, row = self._video_keys, RGBEncoderConfig(), {}
-        # A shorter queue would drop frames that arrive faster than they are encoded.
-        encoder = StreamingVideoEncoder(self.fps, settings, queue_maxsize=episode.steps + 1)
-        encoder.start_episode(keys, staging)
-        for key in keys:
-            for picture in episode.images[key.removeprefix(IMAGES)]:
-                encoder.feed_frame(key, picture)
-        for key, (encoded, _) in encoder.finish_episode().items():
-            place = self._next_file(f"videos/{key}")
-            path = staging / _path(self._info.video_path, place, f"videos/{key}", video_key=key)
-            path.parent.mkdir(parents=True)
-            os.replace(encoded, path)
-            encoded.parent.rmdir()
-            row |= place | {
-                f"videos/{key}/from_timestamp": 0.0,
-                f"videos/{key}/to_timestamp": get_video_duration_in_s(path),
-            }
-            if self.num_episodes == 0:
-                meta.update_video_info(key, video_encoder=settings)
-        return row
-
     # ---- reading
 
     def columns(self) -> Frames:
@@ -330,7 +283,7 @@ class ExperienceStore:
                 cells = self._read(index, [key])[key].combine_chunks().field("bytes")
                 pictures[camera] = np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
                 continue
-            path = self.root / _path(self._info.video_path, row, f"videos/{key}", video_key=key)
+            path = self._intact(index, place(self._info.video_path, row, f"videos/{key}", video_key=key))
             start = row[f"videos/{key}/from_timestamp"]
             times = [start + t / self.fps for t in range(row["length"])]
             # PyAV decodes front to back, and LeRobot keeps no decoder of it open on a file that may change.
@@ -339,28 +292,84 @@ class ExperienceStore:
         return pictures
 
     def episode_digest(self, index: int) -> str:
-        """SHA-256 of the files that the episode lies in and its place there. Taken once for an open store."""
+        """SHA-256 of the files that the episode lies in and its place there. Taken once for an open store, from the
+        checksums where there are some."""
         if index not in self._digests:
-            row = self._episodes[index]
+            row, known = self._episodes[index], self._checksums(index)
             digest = hashlib.sha256(f"{index} {row['dataset_from_index']} {row['length']}".encode())
             for path in self._files(row):
-                with (self.root / path).open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+                checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
+                digest.update(bytes.fromhex(checksum))
             self._digests[index] = digest.hexdigest()
         return self._digests[index]
 
-    def _files(self, row: dict[str, Any]) -> list[Path]:
+    def has_checksums(self, index: int) -> bool:
+        """Whether damage to the episode can be found: not where LeRobot wrote it, or an ALOE without checksums."""
+        return self._checksums(index) is not None
+
+    def verify(self) -> Iterator[Damage]:
+        """Read every file and compare it with its checksum; what is damaged, one after the other.
+
+        An episode without checksums (`has_checksums`) is only looked at as far as it can be read and is complete.
+        """
+        files = [self._files(row) for row in self._episodes]
+        yield from checksums.verify(self.root, self._info, self._episodes, files)
+
+    def _checksums(self, index: int) -> dict[str, str] | None:
+        """File -> SHA-256. What a writer has appended since is in the same file, so it is read again for a new episode."""
+        path = checksums.seal_path(self._episodes[index])
+        if str(index) not in self._seals.get(path, {}):
+            seals = checksums.read_seals(self.root, path)
+            # What a commit that was cut short has left there is not of the episode that gets its number.
+            self._seals[path] = {key: value for key, value in seals.items() if int(key) < self.num_episodes}
+        known = self._seals[path].get(str(index))
+        return None if known is None else known["files"]
+
+    def _intact(self, index: int, path: str) -> Path:
+        """A file of an episode, compared with its checksum the first time. Raises ValueError where it is damaged."""
+        if path not in self._checked and (known := self._checksums(index)) is not None:
+            problem = checksums.damage_of_file(self.root, path, known.get(path, ""))
+            if problem is not None:
+                raise ValueError(
+                    f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
+                    "(`aloe data verify` names every damaged file)"
+                )
+            self._checked.add(path)
+        return self.root / path
+
+    def _check_tasks_and_files(self) -> None:
+        """Raise ValueError unless everything that the committed episodes refer to is there."""
+        remedy = "copy the store anew, or restore them from a backup"
+        if len(self.tasks) != self._info.total_tasks:
+            raise ValueError(
+                f"{self.root}: {INFO_PATH} counts {self._info.total_tasks} tasks, there are {len(self.tasks)}; {remedy}"
+            )
+        if unknown := {task for row in self._episodes for task in row["tasks"]} - set(self.tasks):
+            raise ValueError(f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {remedy}")
+        found = {
+            path
+            for pattern in ("data/*/*.parquet", "videos/*/*/*.mp4")
+            for path in glob.glob(pattern, root_dir=self.root)
+        }
+        if missing := sorted({path for row in self._episodes for path in self._files(row)} - found):
+            raise ValueError(
+                f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {remedy}"
+            )
+
+    def _files(self, row: Row) -> list[str]:
         """Data file and videos of an episode, relative to the root."""
-        return [_path(self._info.data_path, row, "data")] + [
-            _path(self._info.video_path, row, f"videos/{key}", video_key=key) for key in self._video_keys
+        return [place(self._info.data_path, row, "data")] + [
+            place(self._info.video_path, row, f"videos/{key}", video_key=key) for key in self._video_keys
         ]
 
     def _read(self, index: int, keys: list[str]) -> pa.Table:
         """Columns of one episode. A file that LeRobot recorded may hold several."""
         row = self._episodes[index]
-        table = pq.read_table(
-            self.root / _path(self._info.data_path, row, "data"), columns=list({*keys, "episode_index"})
-        )
+        path = place(self._info.data_path, row, "data")
+        try:
+            table = pq.read_table(self._intact(index, path), columns=list({*keys, "episode_index"}))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{self.root}: {path} of episode {index} cannot be read: {error}") from error
         table = table.filter(pc.field("episode_index") == index) if len(table) != row["length"] else table
         if len(table) != row["length"]:
             raise ValueError(
@@ -386,115 +395,29 @@ class ExperienceStore:
             name: np.zeros((0, self._info.features[key]["shape"][0]), types[key]) for key, name in VECTORS.items()
         }
 
-    # ---- after a crash
 
-    def _set_leftovers_aside(self) -> None:
-        """Move what no committed episode refers to into `quarantine/`; ValueError if a file lacks."""
-        committed = {
-            path
-            for row in self._episodes
-            for path in [*self._files(row), _path(DEFAULT_EPISODES_PATH, row, "meta/episodes")]
-        }
-        found = {
-            path.relative_to(self.root)
-            for pattern in (
-                "data/*/*.parquet",
-                "videos/*/*/*.mp4",
-                "meta/episodes/*/*.parquet",
-                f"{_STAGING}*",
-            )
-            for path in self.root.glob(pattern)
-        }
-        if missing := sorted(committed - found):
-            raise ValueError(
-                f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; "
-                "copy the store anew, or restore them from a backup"
-            )
-        if not (leftovers := sorted(found - committed)):
-            return
-        aside = next(path for n in count() if not (path := self.root / _QUARANTINE / f"{n:03d}").exists())
-        for path in leftovers:
-            (aside / path).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.root / path, aside / path)
-        print(f"{self.root}: an append was cut short; moved {len(leftovers)} files of no episode to {aside}")
-
-    def _repair_stats(self) -> None:
-        """`stats.json` is replaced just before the commit: a crash in between leaves it one episode ahead."""
-        counted = 0 if self._stats is None else int(self._stats["frame_index"]["count"].item())
-        if counted == self.num_frames:
-            return
-        rows = _episode_rows(self.root, statistics=True)[: self.num_episodes]
-        self._stats = aggregate_stats([_unflatten_stats(row) for row in rows]) if rows else None
-        with tempfile.TemporaryDirectory(prefix=_STAGING, dir=self.root) as folder:
-            write_stats(self._stats or {}, Path(folder))
-            os.replace(Path(folder) / STATS_PATH, self.root / STATS_PATH)
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One appending or tidying process at a time; the kernel lifts the lock of a process that dies."""
-    handle = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _move_into_place(staging: Path, root: Path) -> None:
-    """The commit. Nothing refers to the new files until `info.json` counts them; it comes last."""
-    order = ["data/*/*", "videos/*/*/*", "meta/episodes/*/*", "meta/tasks.parquet", STATS_PATH, INFO_PATH]
-    for pattern in order:
-        for path in staging.glob(pattern):
-            target = root / path.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
-
-
-def _path(template: str | None, row: dict[str, Any], kind: str, **keys: str) -> Path:
-    """A file's place, by LeRobot's template and a row of `meta/episodes`, which numbers each kind."""
-    assert template is not None
-    return Path(template.format(chunk_index=row[f"{kind}/chunk_index"], file_index=row[f"{kind}/file_index"], **keys))
-
-
-def _episode_rows(root: Path, statistics: bool = False) -> list[dict[str, Any]]:
-    """Rows of `meta/episodes` in order, committed or not. A file that cannot be read has no rows."""
-    rows = []
-    for path in sorted(root.glob("meta/episodes/*/*.parquet")):
-        try:
-            file = pq.ParquetFile(path)
-        except pa.ArrowInvalid:  # half a file, of a recorder that died
-            continue
-        names = file.schema_arrow.names
-        rows += file.read([name for name in names if name.startswith("stats/") == statistics]).to_pylist()
-    return rows
-
-
-def _committed_episodes(root: Path, episodes: int) -> list[dict[str, Any]]:
-    """Rows of the first `episodes` episodes; raises ValueError if one is missing."""
-    rows = {row["episode_index"]: row for row in _episode_rows(root)}
-    if missing := [index for index in range(episodes) if index not in rows]:
+def _existing(root: str | Path) -> Path:
+    if not (Path(root) / INFO_PATH).is_file():
         raise ValueError(
-            f"{root} should have {episodes} episodes, but meta/episodes lacks {len(missing)} of them, "
-            f"the first number {missing[0]}; copy the store anew, or restore the folder from a backup"
+            f"{root} is no store: it has no meta/info.json; record one with `aloe demos` or ExperienceStore.create()"
         )
-    return [rows[index] for index in range(episodes)]
+    return Path(root)
 
 
-def _unflatten_stats(row: dict[str, Any]) -> dict[str, dict[str, ndarray]]:
-    """`stats/<column>/<statistic>` -> {column: {statistic: array}}"""
-    return cast_stats_to_numpy({name.removeprefix("stats/"): value for name, value in row.items()})
+def _load_info(root: Path) -> DatasetInfo:
+    """`meta/info.json`. Raises ValueError unless it is that of a store, and stays within its folder."""
+    try:
+        info = load_info(root)
+        check_features(info.features)
+        templates = [Path(template) for template in (info.data_path, info.video_path) if template is not None]
+    except _MALFORMED as error:
+        raise ValueError(f"{root}: {INFO_PATH} is damaged ({error!r}); restore it from a backup") from error
+    outside = any(path.is_absolute() or ".." in path.parts for path in templates)
+    if outside or any("/" in key or key == ".." for key in info.features):
+        raise ValueError(f"{root}: {INFO_PATH} names files outside its folder; do not use this dataset")
+    return info
 
 
-def _picture_stats(pictures: UInt8[ndarray, "T h w 3"]) -> dict[str, ndarray]:
-    """As LeRobot computes them: over a sample of the pictures, a channel, in [0, 1], shape (3, 1, 1)."""
-    sample = pictures[sample_indices(len(pictures))].transpose(0, 3, 1, 2)
-    sample = np.stack([auto_downsample_height_width(picture) for picture in sample])
-    stats = get_feature_stats(sample, axis=(0, 2, 3), keepdims=True)
-    return {name: value if name == "count" else value[0] / 255.0 for name, value in stats.items()}
-
-
-def _png(picture: UInt8[ndarray, "h w 3"]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=_PNG_LEVEL)
-    return file.getvalue()
+def _tasks(root: Path, info: DatasetInfo) -> list[str]:
+    """The tasks of the committed episodes: a commit replaces their file just before `info.json`."""
+    return load_tasks(root).index.tolist()[: info.total_tasks] if info.total_tasks else []

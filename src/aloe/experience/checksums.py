@@ -1,0 +1,180 @@
+"""Checksums of committed episodes, in `meta/checksums`, of which LeRobot takes no notice.
+
+A file there goes with the file of `meta/episodes` that has the same number, and grows with it:
+
+    {"sha256": "<of all that follows>", "episodes": {
+        "7": {"row": "<SHA-256>", "info": "<SHA-256>", "files": {"data/chunk-000/file-007.parquet": "<SHA-256>", ...}}}}
+
+`row` is of the episode's row of `meta/episodes` with its statistics, `info` of what `meta/info.json` said besides the
+counts. Episodes that LeRobot wrote, or an ALOE before there were checksums, have none.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from lerobot.datasets.compute_stats import aggregate_stats
+from lerobot.datasets.io_utils import load_stats
+from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo
+
+from aloe.experience.index import Row, home, read_full, statistics
+
+Seals = dict[str, dict[str, Any]]
+"""Content of a checksum file: episode -> its checksums."""
+_COUNTS: Final = ("total_episodes", "total_frames", "total_tasks", "splits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Something on disk that is not what was recorded."""
+
+    episode: int | None
+    """None where it concerns the store as a whole."""
+    path: str
+    """Relative to the root."""
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{'' if self.episode is None else f' of episode {self.episode}'} {self.problem}"
+
+
+def seal_path(row: Row) -> str:
+    """Where an episode's checksums are."""
+    return home(row).replace("meta/episodes", "meta/checksums").replace(".parquet", ".json")
+
+
+def read_seals(root: Path, path: str) -> Seals:
+    """Raises ValueError where the file is no longer what was written. No file: no checksums."""
+    if not (root / path).exists():
+        return {}
+    try:
+        content = json.loads((root / path).read_text())
+        seals = content["episodes"] if content["sha256"] == _of_json(content["episodes"]) else None
+    except (ValueError, KeyError, TypeError):
+        seals = None
+    if seals is None:
+        raise ValueError(
+            f"{root}: {path} is damaged; restore it from a backup, or move it away and do without checksums"
+        )
+    return seals
+
+
+def write_seals(path: Path, seals: Seals) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"sha256": _of_json(seals), "episodes": seals}))
+
+
+def seal(staging: Path, row: Row, info: DatasetInfo) -> dict[str, Any]:
+    """Checksums of the one episode that lies in `staging`."""
+    files = sorted(path for pattern in ("data/*/*", "videos/*/*/*") for path in staging.glob(pattern))
+    return {
+        "row": _of_json(row),
+        "info": _of_info(info),
+        "files": {path.relative_to(staging).as_posix(): file_checksum(path) for path in files},
+    }
+
+
+def file_checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def damage_of_file(root: Path, path: str, checksum: str) -> str | None:
+    """What is wrong with a file, in words; None if nothing is."""
+    try:
+        found = file_checksum(root / path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == checksum else "is not what was recorded (its SHA-256 differs)"
+
+
+def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[str]]) -> Iterator[Damage]:
+    """Everything that can be found out about damage, by reading every file. rows, files: of each episode."""
+    sealed, home_of = {}, {row["episode_index"]: home(row) for row in rows}
+    full: dict[int, Row] = {}
+    for path in dict.fromkeys(home_of.values()):
+        try:
+            full |= {row["episode_index"]: row for row in read_full(root / path)}
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            yield Damage(episode=None, path=path, problem=f"cannot be read ({error})")
+    sound = len(full) >= len(rows)
+    for path in dict.fromkeys(seal_path(row) for row in rows):
+        try:
+            sealed |= read_seals(root, path)
+        except ValueError:
+            yield Damage(episode=None, path=path, problem="is damaged")
+    for index, row in enumerate(rows):
+        known = sealed.get(str(index))
+        if known is None:
+            yield from _damage_without_checksum(root, index, row, files[index])
+            continue
+        for path in files[index]:
+            problem = damage_of_file(root, path, known["files"].get(path, ""))
+            if problem is not None:
+                yield Damage(episode=index, path=path, problem=problem)
+        if index in full and _of_json(full[index]) != known["row"]:
+            sound = False
+            yield Damage(episode=index, path=home(row), problem="has another row than was recorded")
+    last = sealed.get(str(len(rows) - 1))
+    counts = {"train": f"0:{len(rows)}"}  # what LeRobot makes of it with every episode
+    if last is not None and (last["info"] != _of_info(info) or info.splits != counts):
+        yield Damage(episode=None, path=INFO_PATH, problem="differs from what it was at the last episode")
+    if sound:  # else there is nothing to compare with
+        yield from _damage_of_statistics(root, rows)
+
+
+def _damage_without_checksum(root: Path, index: int, row: Row, files: list[str]) -> Iterator[Damage]:
+    """Without a checksum all that can be said is whether the file can be read and has the episode's steps."""
+    data, *videos = files
+    try:
+        steps = (pq.read_table(root / data)["episode_index"].to_numpy() == index).sum()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        yield Damage(episode=index, path=data, problem=f"cannot be read ({error})")
+    else:
+        if steps != row["length"]:
+            yield Damage(episode=index, path=data, problem=f"has {steps} steps of it, not {row['length']}")
+    for video in videos:
+        if not (root / video).is_file():
+            yield Damage(episode=index, path=video, problem="is missing")
+
+
+def _damage_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
+    """`stats.json` against the statistics of the episodes. LeRobot's own rounding is let pass."""
+    expected = None
+    try:
+        for part in statistics(root, rows):
+            expected = aggregate_stats([*([] if expected is None else [expected]), *part])
+        found = load_stats(root) or None
+        counted = 0 if found is None else int(np.sum(found["frame_index"]["count"]))
+    except (ValueError, TypeError, KeyError) as error:
+        yield Damage(episode=None, path=STATS_PATH, problem=f"cannot be compared with its episodes ({error!r})")
+        return
+    if counted > sum(row["length"] for row in rows):
+        return  # an episode ahead, of a commit going on or cut short; made anew when the store is opened to write
+    if (expected is None) != (found is None):
+        yield Damage(episode=None, path=STATS_PATH, problem="is missing")
+        return
+    for column, values in (expected or {}).items():
+        other = (found or {}).get(column, {})
+        same = set(values) <= set(other) and all(
+            np.shape(values[name]) == np.shape(other[name]) and np.allclose(values[name], other[name], 1e-6, 1e-9)
+            for name in values
+        )
+        if not same:
+            yield Damage(episode=None, path=STATS_PATH, problem=f"has another {column!r} than its episodes")
+            return
+
+
+def _of_info(info: DatasetInfo) -> str:
+    """Of what does not change with every episode."""
+    return _of_json({key: value for key, value in info.to_dict().items() if key not in _COUNTS})
+
+
+def _of_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
