@@ -50,6 +50,7 @@ from lerobot.datasets.video_utils import StreamingVideoEncoder, decode_video_fra
 from numpy import ndarray
 from PIL import Image
 
+from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.schema import (
     ACTION,
     COLUMNS,
@@ -79,6 +80,7 @@ class ExperienceStore:
         self._episodes = _committed_episodes(root, self._info.total_episodes)
         self.tasks: list[str] = [] if not self._info.total_tasks else load_tasks(root).index.tolist()
         self._stats = load_stats(root)
+        self.labels = read_labels(root)
         self._parsed: list[dict[str, ndarray]] = []
         self._digests: dict[int, str] = {}
 
@@ -314,12 +316,12 @@ class ExperienceStore:
     # ---- reading
 
     def columns(self) -> Frames:
-        """Every step of the store. Each data file is read once; what an open store has read it keeps."""
+        """Every step of the store, as labelled when it was opened. Each data file is read once and kept."""
         while len(self._parsed) < self.num_episodes:
             self._parsed.append(self._read_columns(len(self._parsed)))
         parts = self._parsed or [self._no_columns()]
         stacked = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return Frames(**stacked, tasks=list(self.tasks))
+        return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
 
     def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
         """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""
