@@ -22,6 +22,9 @@ class Played:
     episodes: int
     frames: int
     successes: int
+    """Episodes that ended in success, by whoever's hand."""
+    unaided: int
+    """Those of them in which no human acted."""
     taken_over: int
     """Episodes in which a human acted at least once."""
     takeovers: int
@@ -47,6 +50,7 @@ def played(frames: Frames) -> list[Played]:
                 episodes=int(mine.sum()),
                 frames=int((last - starts + 1)[mine].sum()),
                 successes=int(success[mine].sum()),
+                unaided=int((success & (human_frames == 0))[mine].sum()),
                 taken_over=int((human_frames[mine] > 0).sum()),
                 takeovers=int(takeovers[mine].sum()),
                 human_frames=int(human_frames[mine].sum()),
@@ -58,7 +62,7 @@ def played(frames: Frames) -> list[Played]:
 def inventory(store: ExperienceStore) -> Group:
     """The tables of `aloe data info`."""
     frames = store.columns()
-    return Group(_about(store, frames), _by_player(played(frames), store.fps), _by_source(frames, store.fps))
+    return Group(_about(store, frames), _by_player(played(frames)), _by_source(frames, store.fps))
 
 
 def _about(store: ExperienceStore, frames: Frames) -> Table:
@@ -83,14 +87,14 @@ def _about(store: ExperienceStore, frames: Frames) -> Table:
     return table
 
 
-def _by_player(rows: list[Played], fps: int) -> Table:
+def _by_player(rows: list[Played]) -> Table:
     table = Table(title="who played")
     for name in (
         "policy version",
         "episodes",
         "frames",
-        "hours",
         "success",
+        "unaided",
         "taken over",
         "takeovers",
         "by human",
@@ -98,11 +102,11 @@ def _by_player(rows: list[Played], fps: int) -> Table:
         table.add_column(name, justify="right")
     for row in rows:
         table.add_row(
-            "demonstrations" if row.version == NO_POLICY else str(row.version),
+            "demos" if row.version == NO_POLICY else str(row.version),
             str(row.episodes),
             str(row.frames),
-            _hours(row.frames, fps),
             f"{row.successes / row.episodes:.0%}",
+            f"{row.unaided / row.episodes:.0%}",
             f"{row.taken_over / row.episodes:.0%}",
             str(row.takeovers),
             f"{row.human_frames / row.frames:.0%}",

@@ -1,5 +1,6 @@
 """One episode at a glance: pictures along time, who acted, the reward, and the actions beneath."""
 
+import textwrap
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -43,13 +44,13 @@ def draw_sheet(store: ExperienceStore, episode: int, path: Path) -> None:
     heights = [*strips, 0.32, 1.0, 2.6]
     figure, axes = plt.subplots(
         len(heights),
-        figsize=(_WIDTH, sum(heights) + 0.12 * len(heights) + 1.2),
+        figsize=(_WIDTH, sum(heights) + 0.12 * len(heights) + 1.4),
         height_ratios=heights,
         squeeze=False,
         gridspec_kw={"hspace": 0.12 * len(heights) / sum(heights)},
     )
     tall = figure.get_figheight()
-    figure.subplots_adjust(left=_SIDE / _WIDTH, right=1 - _SIDE / _WIDTH, top=1 - 0.65 / tall, bottom=0.55 / tall)
+    figure.subplots_adjust(left=_SIDE / _WIDTH, right=1 - _SIDE / _WIDTH, top=1 - 0.85 / tall, bottom=0.55 / tall)
     *strip_axes, actor, reward, action = axes[:, 0]
     seconds = np.arange(len(rows) + 1) / store.fps
     for (camera, pictures), strip in zip(images.items(), strip_axes, strict=True):
@@ -62,13 +63,15 @@ def draw_sheet(store: ExperienceStore, episode: int, path: Path) -> None:
         if axis is not action:
             axis.tick_params(labelbottom=False, bottom=False)
     action.set_xlabel("seconds")
-    figure.suptitle(_title(store, frames, rows, episode), x=_SIDE / _WIDTH, y=1 - 0.18 / tall, ha="left", va="top")
+    task = textwrap.shorten(frames.tasks[frames.task_index[rows[0]]], 100, placeholder=" …")
+    figure.text(_SIDE / _WIDTH, 1 - 0.2 / tall, task, va="top", size=14)
+    figure.text(_SIDE / _WIDTH, 1 - 0.52 / tall, _facts(store, frames, rows, episode), va="top", color="#555555")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _title(store: ExperienceStore, frames: Frames, rows: ndarray, episode: int) -> str:
+def _facts(store: ExperienceStore, frames: Frames, rows: ndarray, episode: int) -> str:
     last = rows[-1]
     end = (
         "success"
@@ -82,7 +85,6 @@ def _title(store: ExperienceStore, frames: Frames, rows: ndarray, episode: int) 
     versions = [str(v) for v in np.unique(frames.policy_version[rows]) if v != NO_POLICY]
     parts = [
         f"episode {episode} of {store.root.name}",
-        frames.tasks[frames.task_index[rows[0]]],
         f"{len(rows)} steps, {len(rows) / store.fps:.1f} s",
         *([f"policy version {', '.join(versions)}"] if versions else []),
         end + (", labelled later" if episode in store.labels else ""),
@@ -122,18 +124,25 @@ def _size(axes: Axes) -> tuple[float, float]:
 
 def _draw_actor(axes: Axes, frames: Frames, rows: ndarray, seconds: ndarray) -> None:
     source = frames.source[rows]
-    starts = np.flatnonzero(np.diff(source, prepend=-1))
-    ends = np.append(starts[1:], len(rows))
-    for start, end in zip(starts, ends, strict=True):
-        axes.axvspan(float(seconds[start]), float(seconds[end]), color=COLOURS[Source(source[start])], lw=0)
+    _tint(axes, source, seconds, 1.0)
     axes.set_yticks([])
     axes.set_ylabel("actor", rotation=0, ha="right", va="center", labelpad=8)
     key = [Patch(color=COLOURS[Source(s)], label=Source(s).name.lower()) for s in np.unique(source)]
     axes.legend(handles=key, loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False)
 
 
+def _tint(axes: Axes, source: ndarray, seconds: ndarray, alpha: float) -> None:
+    """The background in the colour of who acted."""
+    starts = np.flatnonzero(np.diff(source, prepend=-1))
+    ends = np.append(starts[1:], len(source))
+    for start, end in zip(starts, ends, strict=True):
+        colour = COLOURS[Source(source[start])]
+        axes.axvspan(float(seconds[start]), float(seconds[end]), color=colour, alpha=alpha, lw=0)
+
+
 def _draw_reward(axes: Axes, frames: Frames, rows: ndarray, seconds: ndarray) -> None:
     reward = frames.reward[rows]
+    _tint(axes, frames.source[rows], seconds, 0.1)
     axes.stairs(reward, seconds, color="black", baseline=None)
     low, high = min(reward.min(), -1.0), max(reward.max(), 0.0)
     axes.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))
@@ -143,7 +152,7 @@ def _draw_reward(axes: Axes, frames: Frames, rows: ndarray, seconds: ndarray) ->
     marks = (
         ("success", frames.success[rows], "*", COLOURS[Source.DEMO]),
         ("failure", frames.terminated[rows] & ~frames.success[rows], "X", "#c0392b"),
-        ("time-out", frames.truncated[rows], "s", "#7f7f7f"),
+        ("stopped", frames.truncated[rows], "s", "#7f7f7f"),
     )
     for name, where, marker, colour in marks:
         if where.any():
@@ -162,6 +171,7 @@ def _draw_actions(axes: Axes, frames: Frames, rows: ndarray, seconds: ndarray) -
         axes.imshow(scaled.T, aspect="auto", extent=(0, seconds[-1], action.shape[1] - 0.5, -0.5), interpolation="none")
         axes.text(1.01, 0.5, "each row from its\nlowest (dark)\nto its highest", transform=axes.transAxes, va="center")
         return
+    _tint(axes, frames.source[rows], seconds, 0.1)
     other = np.isfinite(proposed).all(1) & (proposed != action).any(1)
     for i in range(action.shape[1]):
         (line,) = axes.step(seconds, np.append(action[:, i], action[-1, i]), where="post", lw=1.3, label=str(i))

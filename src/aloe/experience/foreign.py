@@ -362,6 +362,8 @@ def _decode(path: Path, times: Sequence[float], fps: int, size: tuple[int, int])
     try:
         with av.open(str(path), format="mp4") as container:
             video = container.streams.video[0]
+            if video.codec_context is None:
+                raise ValueError("of an unknown codec")
             found = (video.codec_context.height, video.codec_context.width)
         if found != size:
             raise ValueError(f"it has {found} pixels, {size} are declared")
