@@ -17,12 +17,15 @@ from aloe.experience.store import ExperienceStore
 
 console = Console()
 
+Root = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="ROOT")]
+EpisodeNumber = Annotated[int, tyro.conf.Positional, tyro.conf.arg(metavar="EPISODE")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Import(ImportConfig):
     """Append the episodes of a LeRobot v3 dataset to a store, their labels resolved once. Goes on where it stopped."""
 
-    dataset: Annotated[Path, tyro.conf.Positional]
+    dataset: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
     """Folder of the LeRobot v3 dataset; it is only read."""
     root: Path
     """Folder of the store; made if there is none."""
@@ -38,7 +41,7 @@ class Import(ImportConfig):
 class Info:
     """What a store holds: sources, episodes, hours, success and takeovers by policy version, cameras, tasks."""
 
-    root: tyro.conf.Positional[Path]
+    root: Root
     """Folder of the store."""
 
     def main(self) -> None:
@@ -49,9 +52,9 @@ class Info:
 class LabelEpisode:
     """Say after the fact how an episode ended, or who acted. The data stay as they are; --undo takes it back."""
 
-    root: tyro.conf.Positional[Path]
+    root: Root
     """Folder of the store."""
-    episode: tyro.conf.Positional[int]
+    episode: EpisodeNumber
     """Number of the episode, from 0."""
     outcome: Outcome | None = None
     """Whether its last step succeeded."""
@@ -81,9 +84,9 @@ class LabelEpisode:
 class Show:
     """A contact sheet of an episode: pictures along time, who acted, reward and actions beneath."""
 
-    root: tyro.conf.Positional[Path]
+    root: Root
     """Folder of the store."""
-    episode: tyro.conf.Positional[int]
+    episode: EpisodeNumber
     """Number of the episode, from 0."""
     output: Path | None = None
     """PNG file; episode-NUMBER.png by default."""

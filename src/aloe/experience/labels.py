@@ -175,9 +175,7 @@ def write_label(root: Path, frames: Frames, episode: int, label: Label) -> None:
                 f"episode {episode} has steps of {names}; one source for all of them would lose who acted when"
             )
         if label.source != "demo" and label.policy_version is None and frames.policy_version[rows[0]] == NO_POLICY:
-            raise ValueError(
-                f"episode {episode} has no policy version; give --policy-version for the source {label.source}"
-            )
+            raise ValueError(f"episode {episode} has no policy version; source {label.source} needs --policy-version")
     _append(root, frames, episode, label.given)
 
 
