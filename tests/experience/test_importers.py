@@ -423,6 +423,7 @@ def test_template_that_is_more_than_a_path_is_refused(record_with_lerobot: Recor
         ({"total_episodes": 10**30}, "which makes no sense"),
         ({"features": {"action": {"dtype": "float32", "shape": [-1]}}}, "feature 'action'"),
         ({"features": {"action": 3}}, "feature 'action'"),
+        ({"features": {"next.success": {"dtype": "bool", "shape": [1]}}}, "has no column observation.state or state"),
         ({"data_path": 5}, "data_path is 5"),
         ({"data_path": "nowhere.parquet"}, "nowhere.parquet is missing"),
     ],
@@ -494,12 +495,15 @@ def test_play_list_in_place_of_a_video_is_refused(record_with_lerobot: Record) -
         imported(folder, source="demo")
 
 
-def test_damaged_file_ends_in_a_clear_error_or_is_read(record_with_lerobot: Record) -> None:
-    # 120 datasets with bytes changed, cut off or put in. What is not a ValueError fails the test.
-    folder = record_with_lerobot([SUCCESS, SUCCESS], cameras={"observation.images.top": (8, 8)})
-    files = [*(folder / "meta").rglob("*.parquet"), folder / "meta/info.json", *(folder / "data").rglob("*.parquet")]
+@pytest.mark.parametrize("video", [False, True])
+def test_damaged_file_ends_in_a_clear_error_or_is_read(record_with_lerobot: Record, video: bool) -> None:
+    # Twice 300 datasets with bytes changed, cut off or put in. What is not a ValueError fails the test.
+    size = (32, 48) if video else (8, 8)
+    folder = record_with_lerobot([SUCCESS, SUCCESS], cameras={"observation.images.top": size}, video=video)
+    files = [folder / "meta/info.json", folder / "meta/tasks.parquet"]
+    files += [path for kind in ("data/*/*", "videos/*/*/*", "meta/episodes/*/*") for path in folder.glob(kind)]
     messages, chance = [], random.Random(0)
-    for _ in range(120):
+    for _ in range(300):
         path = chance.choice(files)
         whole = path.read_bytes()
         content, place = bytearray(whole), chance.randrange(len(whole))
@@ -517,9 +521,18 @@ def test_damaged_file_ends_in_a_clear_error_or_is_read(record_with_lerobot: Reco
         except ValueError as error:
             messages.append(str(error))
         path.write_bytes(whole)
-    assert len(messages) > 60
+    assert len(messages) > 150
     assert [message for message in messages if str(folder) not in message] == []
     read_all(folder)
+
+
+def test_column_that_info_json_does_not_name_is_a_clear_error(record_with_lerobot: Record) -> None:
+    folder = record_with_lerobot([SUCCESS])
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    for key in ("task_index", "frame_index", "next.success"):
+        set_info(folder, features={name: feature for name, feature in features.items() if name != key})
+        with pytest.raises(ValueError, match=rf"has no column '{key}'|looked for {key}"):
+            read_all(folder)
 
 
 def read_all(folder: Path) -> None:

@@ -98,6 +98,8 @@ class ForeignDataset:
         Raises:
             ValueError: there is no such column, it holds something else, or values are missing.
         """
+        if key not in self.features:
+            raise ValueError(f"{self.root} has no column {key!r}; it has {', '.join(self.features)}")
         shape = self.features[key]["shape"]
         if len(shape) > 1:
             raise ValueError(
@@ -153,8 +155,6 @@ class ForeignDataset:
     def _cells(self, episode: int, key: str, keep: bool = True) -> pa.Array:
         """keep: read the column of a whole file once, for all of its episodes; not for pictures, which are large."""
         row = self._rows[episode]
-        if key not in self.features:
-            raise ValueError(f"{self.root} has no column {key!r}; it has {', '.join(self.features)}")
         with _readable(row.data):
             if keep:
                 start, stop = np.searchsorted(self._kept_column(row.data, "episode_index"), [episode, episode + 1])
