@@ -205,7 +205,7 @@ class ForeignDataset:
         self.cameras[key] = Camera(size=(h, w), video=feature["dtype"] == "video")
 
     def _read_tasks(self) -> dict[int, str]:
-        path = _inside(self.root, DEFAULT_TASKS_PATH)
+        path = inside(self.root, DEFAULT_TASKS_PATH)
         with _readable(path):
             table = pq.read_table(path)
             (name,) = [name for name in ("task", "__index_level_0__") if name in table.column_names][:1] or [""]
@@ -218,7 +218,7 @@ class ForeignDataset:
 
     def _episode_files(self) -> list[Path]:
         found = sorted(self.root.glob("meta/episodes/*/*.parquet"))
-        return [_inside(self.root, path.relative_to(self.root)) for path in found]
+        return [inside(self.root, path.relative_to(self.root)) for path in found]
 
     def _read_rows(self, episodes: int) -> list[_Row]:
         keys = ["data", *(f"videos/{key}" for key, camera in self.cameras.items() if camera.video)]
@@ -250,11 +250,11 @@ class ForeignDataset:
             key: {"chunk_index": entry[f"{key}/chunk_index"], "file_index": entry[f"{key}/file_index"]}
             for key in ("data", *(f"videos/{key}" for key, camera in self.cameras.items() if camera.video))
         }
-        data = _inside(self.root, _fill(self.root, self._data_path, **places.pop("data")))
+        data = inside(self.root, fill_path(self.root, self._data_path, **places.pop("data")))
         videos = {}
         for kind, place in places.items():
             key = kind.removeprefix("videos/")
-            video = _inside(self.root, _fill(self.root, self._video_path, video_key=key, **place))
+            video = inside(self.root, fill_path(self.root, self._video_path, video_key=key, **place))
             videos[key] = (video, float(entry[f"{kind}/from_timestamp"]))
         return _Row(steps=entry["length"], data=data, videos=videos)
 
@@ -264,7 +264,7 @@ def _read_info(root: Path) -> dict[str, Any]:
     path = root / INFO_PATH
     if not path.is_file():
         raise ValueError(f"{root} is no LeRobot dataset: it has no {INFO_PATH}")
-    _inside(root, INFO_PATH)
+    inside(root, INFO_PATH)
     if path.stat().st_size > _MAX_INFO_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes; that is no LeRobot dataset")
     with _readable(path):
@@ -303,7 +303,7 @@ def _check_feature(path: Path, key: str, feature: Any) -> None:
     feature["shape"] = tuple(shape)
 
 
-def _fill(root: Path, template: str | None, **values: Any) -> str:
+def fill_path(root: Path, template: str | None, **values: Any) -> str:
     """LeRobot's template of a path, filled in. Only plain names, so that no attribute of anything is looked up."""
     if template is None:
         raise ValueError(f"{root / INFO_PATH} has videos, but no video_path")
@@ -317,7 +317,7 @@ def _fill(root: Path, template: str | None, **values: Any) -> str:
     raise ValueError(f"{root / INFO_PATH}: cannot make a path of {template!r} ({reason})")
 
 
-def _inside(root: Path, path: str | Path) -> Path:
+def inside(root: Path, path: str | Path) -> Path:
     """The path below `root`. Raises ValueError where it leads out of it, also by links."""
     try:
         full = (root / path).resolve()

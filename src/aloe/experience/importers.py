@@ -42,10 +42,7 @@ def import_dataset(
     dataset = ForeignDataset(folder)
     _refuse_store(dataset)
     begun = _begun(root, dataset, config)
-    if begun is not None and config.outcome == "ask":  # answered already
-        answers = begun["success"]
-        ask = lambda episode: "success" if answers[episode] else "failure"  # noqa: E731
-    resolved = resolve(dataset, config, ask)
+    resolved = resolve(dataset, config, ask if begun is None else _answered(begun))
     for name, how in resolved.notes.items():
         say(f"{name:>14}  {how}")
     for episode in range(len(dataset)):
@@ -138,6 +135,11 @@ def _begun(root: Path, dataset: ForeignDataset, config: ImportConfig) -> dict[st
             )
         return line
     return None
+
+
+def _answered(begun: dict[str, Any]) -> Callable[[int], Outcome]:
+    """Nobody is asked a second time."""
+    return lambda episode: "success" if begun["success"][episode] else "failure"
 
 
 def _already(store: ExperienceStore, dataset: ForeignDataset, resolved: Resolved, begun: dict[str, Any]) -> int:

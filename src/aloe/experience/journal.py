@@ -41,7 +41,8 @@ def append_line(root: Path, path: Path, entry: dict[str, Any]) -> None:
     with file.open("ab+") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # lifted with the file, also by a process that dies
         _set_half_line_aside(root, path, handle.fileno())
-        os.write(handle.fileno(), line)
+        while line:  # a full disk takes a part, and then raises
+            line = line[os.write(handle.fileno(), line) :]
         os.fsync(handle.fileno())
     folder = os.open(file.parent, os.O_RDONLY)
     try:

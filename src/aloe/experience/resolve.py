@@ -101,9 +101,10 @@ def resolve(dataset: ForeignDataset, config: ImportConfig, ask: Callable[[int], 
             raise ValueError(f"{dataset.root} has no column {column!r} to ignore; it has {', '.join(dataset.features)}")
     labels = _Labels(dataset, config)
     state, action = labels.only(_STATES, config.state, "--state"), labels.only(_ACTIONS, config.action, "--action")
-    success, how = labels.outcomes(ask)
+    sources = [labels.source(i) for i in range(len(dataset))]
+    success, how = labels.outcomes(ask)  # last of what may be missing: somebody may have to answer for hundreds
     episodes = [
-        EpisodeLabels(source=labels.source(i), success=success[i], timeout=labels.timed_out(i, success[i]))
+        EpisodeLabels(source=sources[i], success=success[i], timeout=labels.timed_out(i, success[i]))
         for i in range(len(dataset))
     ]
     labels.used |= set(labels.present((*INTERVENTIONS, INTERVENE_ACTION, *SUCCESSES, *DONES, TRUNCATED)))
