@@ -10,6 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from aloe import cli
+from aloe.experience.lock import LOCK_FILE
 from aloe.experience.store import ExperienceStore
 from aloe.policies.flow import PolicyBundle
 from aloe.types import Source
@@ -36,8 +37,9 @@ def aloe(*arguments: object) -> None:
 
 
 def state_of(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of writing of every file."""
-    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+    """Content and time of writing of every file, but the locks: who wrote last."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != LOCK_FILE]
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from aloe import stages
 from aloe.benchmark.commands import COMMANDS as BENCHMARK_COMMANDS
 from aloe.config import PRESETS, RunConfig
+from aloe.data.commands import COMMANDS as DATA_COMMANDS
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.loop import run_circle
@@ -91,7 +92,7 @@ class Sft(ActorConfig):
         if _finished(self.output_dir, self, "sft"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        store, key = ExperienceStore.open(self.dataset.root), (self.seed, "sft")
+        store, key = ExperienceStore.read(self.dataset.root), (self.seed, "sft")
         frames = store.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
         if self.policy.path is None:
@@ -176,7 +177,7 @@ class Critic(FitConfig):
         if _finished(self.output_dir, self, "advantages"):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
-        store = ExperienceStore.open(self.dataset.root)
+        store = ExperienceStore.read(self.dataset.root)
         bundle, tower = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
         for policy in (bundle, tower):
             stages.check_fits_store(policy, store)
@@ -235,7 +236,7 @@ class Improve(ActorConfig):
         if _finished(self.output_dir, self, "improve"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        store, bundle = ExperienceStore.open(self.dataset.root), PolicyBundle.load(self.policy.path)
+        store, bundle = ExperienceStore.read(self.dataset.root), PolicyBundle.load(self.policy.path)
         stages.check_fits_store(bundle, store, self.window.horizon)
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
@@ -331,6 +332,7 @@ COMMANDS = {
     "report": Report,
     "rank": Rank,
     **BENCHMARK_COMMANDS,
+    **{f"data {name}": command for name, command in DATA_COMMANDS.items()},
 }
 
 
@@ -398,11 +400,12 @@ def main() -> None:
     """Entry point of `aloe`. A user's mistake is one line on stderr and exit code 2."""
     arguments = sys.argv[1:]
     try:
-        if arguments[:1] == ["run"]:
+        words = 2 if arguments[:1] == ["data"] else 1
+        name = " ".join(arguments[:words])
+        if name == "run":
             run_command(arguments[1:])
-        elif arguments[:1] and arguments[0] in COMMANDS:
-            name = arguments[0]
-            _parse(COMMANDS[name], name, arguments[1:]).main()
+        elif name in COMMANDS:
+            _parse(COMMANDS[name], name, arguments[words:]).main()
         else:
             _print_commands(arguments)
     except WorkerError as error:  # with the worker's own account, which takes several lines
@@ -424,5 +427,6 @@ def _print_commands(arguments: list[str]) -> None:
     print(f"  {'run':<16} The whole circle, round after round; --preset quickstart to begin with.")
     for name, command in COMMANDS.items():
         print(f"  {name:<16} {(command.__doc__ or '').splitlines()[0]}")
-    if arguments and arguments[0] not in ("-h", "--help"):
-        raise ValueError(f"unknown command {arguments[0]!r}")
+    asked = arguments[1:] if arguments[:1] == ["data"] else arguments
+    if asked and asked[0] not in ("-h", "--help"):
+        raise ValueError(f"unknown command {' '.join(arguments[: len(arguments) - len(asked) + 1])!r}")

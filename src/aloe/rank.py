@@ -29,6 +29,7 @@ from rich.table import Table
 from aloe import stages
 from aloe.config import RunConfig
 from aloe.evaluation.ranking import regret, spearman
+from aloe.experience.labels import labels_digest
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
 from aloe.policies.flow import PolicyBundle
@@ -76,7 +77,7 @@ def rank_run(root: Path, steps: int, estimators: Sequence[Estimator], say: Any =
     scale = (run.done(0, "demos") or {})["return_scale"]
     rows: list[dict[str, Any]] = []
     with run.locked():
-        store = ExperienceStore.open(run.experience)
+        store = ExperienceStore.read(run.experience)
         for version in versions:
             facts = EvaluatedEpisode.read(run.round(version) / "fresh.json")
             row: dict[str, Any] = {
@@ -152,7 +153,10 @@ def predict(
     The critics of all versions begin with the same weights and draw the same batches, so that chance does not rank them.
     """
     window, fit = settings(config, estimator, steps)
-    work = run.cache / "ranking" / _digest(asdict(config.critic) | asdict(fit) | {"episodes": store.num_episodes})
+    made_of = asdict(config.critic) | asdict(fit) | {"episodes": store.num_episodes}
+    if store.labels:  # other labels, other rewards
+        made_of["labels"] = labels_digest(store.labels)
+    work = run.cache / "ranking" / _digest(made_of)
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
         return json.loads(answer.read_text())["value"]

@@ -23,6 +23,8 @@ class Source(IntEnum):
 
 NO_POLICY = -1
 """`policy_version` of a step that no policy proposed anything for."""
+NO_SEED = -1
+"""`seed` of an episode whose world has none, or did not record it."""
 
 
 @dataclass(frozen=True, kw_only=True)

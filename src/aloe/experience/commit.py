@@ -23,7 +23,7 @@ from aloe.experience.checksums import seal_path
 from aloe.experience.index import Row, home, statistics, without_uncommitted
 
 STAGING: Final = "staging-"
-_QUARANTINE: Final = "quarantine"
+QUARANTINE: Final = "quarantine"
 # Nothing refers to what is new before `info.json` counts it. Checksums come after the rows that they belong to.
 _ORDER: Final = (
     "data/*/*",
@@ -79,7 +79,7 @@ def set_leftovers_aside(root: Path, info: DatasetInfo, rows: list[Row], files: s
     leftovers = sorted(found - kept)
     if not leftovers and not mixed:
         return
-    aside = next(path for n in count() if not (path := root / _QUARANTINE / f"{n:03d}").exists())
+    aside = next(path for n in count() if not (path := root / QUARANTINE / f"{n:03d}").exists())
     for path in [*leftovers, *mixed]:
         (aside / path).parent.mkdir(parents=True, exist_ok=True)
     for path in mixed:

@@ -144,7 +144,10 @@ def cameras_of(dataset_features: dict[str, dict[str, Any]]) -> dict[str, tuple[i
 
 def check_features(dataset_features: dict[str, dict[str, Any]]) -> None:
     """Raise ValueError unless a dataset's features are those of a store; names the column and the remedy."""
-    remedy = "make a store with ExperienceStore.create() and append the episodes of this dataset to it"
+    remedy = (
+        "bring its episodes into a store with `aloe data import DATASET --root STORE`, or with ExperienceStore.create() "
+        "and append()"
+    )
     cameras = cameras_of(dataset_features)
     for key in (STATE, ACTION, PROPOSED_ACTION, *SCALARS):
         if key not in dataset_features:

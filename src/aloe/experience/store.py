@@ -38,6 +38,7 @@ from aloe.experience import checksums
 from aloe.experience.checksums import Damage
 from aloe.experience.commit import STAGING, Stats, commit, set_leftovers_aside, settled_stats, sync, sync_folders
 from aloe.experience.index import Row, place, read_rows
+from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
 from aloe.experience.recorder import Recorder
 from aloe.experience.schema import ACTION, COLUMNS, IMAGES, STATE, VECTORS, Frames, cameras_of, check_features, features
@@ -75,6 +76,7 @@ class ExperienceStore:
             raise ValueError(f"{root}: meta/ is damaged ({error!r}); restore the folder from a backup") from error
         self._stats: Stats | None = None
         self._settled = False
+        self.labels = read_labels(root)
         self._parsed: list[dict[str, ndarray]] = []
         self._digests: dict[int, str] = {}
         self._seals: dict[str, checksums.Seals] = {}
@@ -267,12 +269,12 @@ class ExperienceStore:
     # ---- reading
 
     def columns(self) -> Frames:
-        """Every step of the store. Each data file is read once; what an open store has read it keeps."""
+        """Every step of the store, as labelled when it was opened. Each data file is read once and kept."""
         while len(self._parsed) < self.num_episodes:
             self._parsed.append(self._read_columns(len(self._parsed)))
         parts = self._parsed or [self._no_columns()]
         stacked = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return Frames(**stacked, tasks=list(self.tasks))
+        return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
 
     def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
         """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""

@@ -80,7 +80,7 @@ def fresh_inputs(
     root: Path, bundle: PolicyBundle, tower: PolicyBundle, cache: Path, window: WindowConfig, scale: float
 ) -> EvaluationInputs:
     """A store of fresh episodes as policy evaluation reads it. `scale` is the run's, not that of the store."""
-    store = ExperienceStore.open(root)
+    store = ExperienceStore.read(root)
     frames = store.columns()
     windows = make_windows(frames, window, scale, any_length=True)
     return EvaluationInputs(store=store, frames=frames, windows=windows, bundle=bundle, tower=tower, cache=cache)
