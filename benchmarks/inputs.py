@@ -20,6 +20,7 @@ import numpy as np
 from aloe import stages
 from aloe.config import RunConfig
 from aloe.evaluation.success import wilson_interval
+from aloe.experience.cache import Cache
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.policies.flow import PolicyBundle, PolicyPlayer
 from aloe.policies.train import ActorConfig
@@ -68,7 +69,7 @@ def clone(seed: int, demos: int, steps: int, folder: Path) -> PolicyBundle:
     bundle = stages.new_policy(store, stages.PolicyConfig(), window.horizon, (seed, "sft"))
     rows = stages.cloned_rows("sft", frames, make_windows(frames, window, return_scale(frames)))
     config = ActorConfig(steps=steps)
-    stages.train_policy(bundle, store, folder / "cache", rows, config, (seed, "sft"), folder, label="sft")
+    stages.train_policy(bundle, store, Cache(root=folder / "cache"), rows, config, (seed, "sft"), folder, label="sft")
     return bundle
 
 

@@ -22,7 +22,7 @@ import tyro
 from _common import per_second, print_header, print_row
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-from aloe.experience.cache import FrameCache
+from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.types import NO_POLICY, Episode, Source
@@ -84,7 +84,7 @@ def make_store(root: Path, config: Config, video: bool) -> ExperienceStore:
 def cached_windows(store: ExperienceStore, cache: Path, config: Config) -> tuple[float, float]:
     """Windows a second, and the seconds that decoding everything once has taken."""
     start = time.perf_counter()
-    pictures = FrameCache(cache, store)
+    pictures = FrameCache(Cache(root=cache), store)
     pictures.update()
     frames = store.columns()
     windows = make_windows(frames, WindowConfig(horizon=H), return_scale(frames))

@@ -1,9 +1,6 @@
 """The commands. Each is a dataclass of its options and a `main` that calls the stage that does the work."""
 
-import contextlib
-import io
 import os
-import re
 import sys
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,11 +19,15 @@ from aloe import stages
 from aloe.benchmark.commands import COMMANDS as BENCHMARK_COMMANDS
 from aloe.config import PRESETS, RunConfig
 from aloe.data.commands import COMMANDS as DATA_COMMANDS
+from aloe.experience.cache import CacheConfig
+from aloe.experience.mixture import RootConfig, with_roots
+from aloe.experience.schema import Experience
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.loop import run_circle
 from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
+from aloe.options import parse, take_preset
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, default_execute
 from aloe.policies.train import ActorConfig
 from aloe.rank import Rank
@@ -59,6 +60,17 @@ class DatasetSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearntFrom:
+    """A store on disk to learn from; --experience.NAME.root names others, besides or instead."""
+
+    root: Path | None = None
+    """Folder of the store: a LeRobot v3 dataset with ALOE's columns."""
+
+    def with_roots(self, roots: dict[str, RootConfig]) -> Experience:
+        return with_roots(None if self.root is None else ExperienceStore.read(self.root), roots)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demos(DemosConfig):
     """Record demonstrations from a scripted expert. Goes on where it stopped."""
 
@@ -80,19 +92,22 @@ class Demos(DemosConfig):
 class Sft(ActorConfig):
     """Clone the demonstrations of a store: a new tiny_vla, or further training of --policy.path."""
 
-    dataset: DatasetSource
+    dataset: LearntFrom = field(default_factory=LearntFrom)
+    experience: dict[str, RootConfig] = field(default_factory=dict)
+    """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
     output_dir: Path
     """Gets `pretrained_model/` and `optimizer.safetensors`."""
     steps: int = 1500
     seed: int = 0
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def main(self) -> None:
         if _finished(self.output_dir, self, "sft"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        store, key = ExperienceStore.read(self.dataset.root), (self.seed, "sft")
+        store, key = self.dataset.with_roots(self.experience), (self.seed, "sft")
         frames = store.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
         if self.policy.path is None:
@@ -103,7 +118,7 @@ class Sft(ActorConfig):
         run = RunFolder.open(self.output_dir, self)
         log = run.logger(0, "sft", stages.checkpoint_step(self.output_dir / "sft.checkpoint.safetensors"))
         with run.stage(0, "sft"):
-            cache = self.output_dir / "cache"
+            cache = self.cache.within(self.output_dir / "cache")
             stages.train_policy(bundle, store, cache, rows, self, key, self.output_dir, log=log, label="sft")
         console.print(f"wrote {self.output_dir / 'pretrained_model'}")
 
@@ -159,7 +174,9 @@ class Critic(FitConfig):
     """Policy evaluation: train the critics on a store under a policy, and write every window's advantage and weight."""
 
     policy: PolicySource
-    dataset: DatasetSource
+    dataset: LearntFrom = field(default_factory=LearntFrom)
+    experience: dict[str, RootConfig] = field(default_factory=dict)
+    """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
     output_dir: Path
     """Gets `critic.safetensors` and `advantages.parquet`."""
     tower: Path | None = None
@@ -170,6 +187,7 @@ class Critic(FitConfig):
     """C, the steps that count as reward -1; by default the mean successful demonstration of the store."""
     seed: int = 0
     window: WindowConfig = field(default_factory=WindowConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     aloe: AloeConfig = field(default_factory=AloeConfig)
 
@@ -177,12 +195,13 @@ class Critic(FitConfig):
         if _finished(self.output_dir, self, "advantages"):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
-        store = ExperienceStore.read(self.dataset.root)
+        store = self.dataset.with_roots(self.experience)
         bundle, tower = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
         for policy in (bundle, tower):
             stages.check_fits_store(policy, store)
         scale = return_scale(store.columns()) if self.scale is None else self.scale
-        inputs = EvaluationInputs.of(store, bundle, tower, self.output_dir / "cache", self.window, scale)
+        cache = self.cache.within(self.output_dir / "cache")
+        inputs = EvaluationInputs.of(store, bundle, tower, cache, self.window, scale)
         run = RunFolder.open(self.output_dir, self)
         samples = self.output_dir / "cache" / "samples.npy"
         if not run.done(0, "sample") or not samples.exists():
@@ -220,7 +239,9 @@ class Improve(ActorConfig):
     """Weighted flow matching: train a policy on a store by the weights that `aloe critic` wrote."""
 
     policy: PolicySource
-    dataset: DatasetSource
+    dataset: LearntFrom = field(default_factory=LearntFrom)
+    experience: dict[str, RootConfig] = field(default_factory=dict)
+    """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
     advantages: Path
     """`advantages.parquet` of `aloe critic` for this store."""
     output_dir: Path
@@ -231,12 +252,13 @@ class Improve(ActorConfig):
     """`optimizer.safetensors` of an earlier phase to go on from."""
     seed: int = 0
     window: WindowConfig = field(default_factory=WindowConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def main(self) -> None:
         if _finished(self.output_dir, self, "improve"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        store, bundle = ExperienceStore.read(self.dataset.root), PolicyBundle.load(self.policy.path)
+        store, bundle = self.dataset.with_roots(self.experience), PolicyBundle.load(self.policy.path)
         stages.check_fits_store(bundle, store, self.window.horizon)
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
@@ -247,7 +269,7 @@ class Improve(ActorConfig):
             stages.train_policy(
                 bundle,
                 store,
-                self.output_dir / "cache",
+                self.cache.within(self.output_dir / "cache"),
                 rows,
                 self,
                 (self.seed, "improve"),
@@ -348,8 +370,8 @@ class Run(RunConfig):
 
 def run_command(arguments: list[str]) -> None:
     """`aloe run`: the preset gives the defaults, every other option overrides it."""
-    preset, arguments = _take_preset(arguments)
-    options = _parse(Run, "run", arguments, default=Run(**vars(PRESETS[preset])))
+    preset, arguments = take_preset(arguments)
+    options = parse(Run, "run", arguments, default=Run(**vars(PRESETS[preset])))
     config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
     output_dir = options.output_dir or _default_folder(preset, config)
     run = run_circle(config, output_dir, resume=options.resume, say=lambda line: console.print(f"[bold]{line}"))
@@ -368,34 +390,6 @@ def _default_folder(preset: str, config: RunConfig) -> Path:
     return Path("runs") / "-".join([*parts, str(config.seed)])
 
 
-def _parse(command: Any, name: str, arguments: list[str], **default: Any) -> Any:
-    """The command's options. What tyro says in a box of a value that a config rejects is raised as a `ValueError`."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(command, prog=f"aloe {name}", args=arguments, **default)
-    except SystemExit:
-        text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯─]|-{4,}", " ", said.getvalue())  # without colours and the box
-        mistake = re.match(
-            r"Value error (?:Error parsing )?(.*?) (Argument helptext:|For full helptext)", " ".join(text.split())
-        )
-        if mistake is None:
-            sys.stderr.write(said.getvalue())
-            raise
-    raise ValueError(f"{mistake[1]}; see aloe {name} --help")
-
-
-def _take_preset(arguments: list[str]) -> tuple[str, list[str]]:
-    for index, argument in enumerate(arguments):
-        if argument == "--preset" or argument.startswith("--preset="):
-            inline = "=" in argument
-            name = argument.partition("=")[2] if inline else "".join(arguments[index + 1 : index + 2])
-            if name not in PRESETS:
-                raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
-            return name, arguments[:index] + arguments[index + (1 if inline else 2) :]
-    return "quickstart", arguments
-
-
 def main() -> None:
     """Entry point of `aloe`. A user's mistake is one line on stderr and exit code 2."""
     arguments = sys.argv[1:]
@@ -405,7 +399,7 @@ def main() -> None:
         if name == "run":
             run_command(arguments[1:])
         elif name in COMMANDS:
-            _parse(COMMANDS[name], name, arguments[words:]).main()
+            parse(COMMANDS[name], name, arguments[words:]).main()
         else:
             _print_commands(arguments)
     except WorkerError as error:  # with the worker's own account, which takes several lines

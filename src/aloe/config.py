@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from aloe.experience.cache import CacheConfig
+from aloe.experience.mixture import RootConfig
 from aloe.experience.windows import WindowConfig
 from aloe.methods import qc
 from aloe.methods.aloe import AloeConfig
@@ -58,6 +60,8 @@ class RunConfig:
     """How the policy improves; docs/methods has a page on each."""
     rounds: int = 3
     """Rounds after cloning."""
+    experience: dict[str, RootConfig] = field(default_factory=dict)
+    """Recorded experience to learn from besides, by names of your choice: `--experience.demos.root DIR`, and so on."""
     workers: int = 3
     """Worlds at once, each in a process. Part of the config: it decides the last bits of a policy's output."""
     world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
@@ -76,6 +80,7 @@ class RunConfig:
     improve: ActorConfig = field(default_factory=lambda: ActorConfig(steps=500, learning_rate=5e-4))
     eval: EvalConfig = field(default_factory=EvalConfig)
     trust: TrustConfig = field(default_factory=TrustConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
         if self.policy.execute > self.window.horizon:

@@ -15,6 +15,9 @@ from numpy import ndarray
 
 from aloe import stages
 from aloe.config import RunConfig, ValueMethod
+from aloe.experience.cache import Cache
+from aloe.experience.mixture import with_roots
+from aloe.experience.schema import Experience
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
@@ -26,7 +29,7 @@ from aloe.run import RunFolder, new_folder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.summary import summary
 from aloe.training import Log
-from aloe.types import Episode
+from aloe.types import Episode, Source
 from aloe.value.evaluate import Evaluation
 from aloe.value.fit import CriticState
 from aloe.value.play import BestOfPlayer
@@ -42,6 +45,9 @@ class Circle:
     run: RunFolder
     config: RunConfig
     store: ExperienceStore
+    """What this run records."""
+    experience: Experience
+    """What it learns from: the store, and other roots."""
     pool: WorldPool
     say: Say
 
@@ -58,10 +64,12 @@ class Circle:
         if not run.done(0, "demos"):
             self.say("round 0: recording demonstrations")
             with run.stage(0, "demos") as result:
-                stages.demonstrate(self.store, self.pool, config.demos, config.seed)
+                # What was begun is brought to its end; what another root has already need not be recorded.
+                if not (self.experience.columns().source == Source.DEMO).any() or self.store.num_episodes:
+                    stages.demonstrate(self.store, self.pool, config.demos, config.seed)
                 result |= {
                     "episodes": self.store.num_episodes,
-                    "return_scale": return_scale(self.store.columns()),
+                    "return_scale": return_scale(self.experience.columns()),
                 }
         if not run.done(0, "sft"):
             with run.stage(0, "sft"):
@@ -106,11 +114,11 @@ class Circle:
             PolicyBundle.load(config.policy.path).save_atomically(self.run.policy(0))
             return
         self.say("round 0: cloning the demonstrations")
-        bundle = stages.new_policy(self.store, config.policy, config.window.horizon, key)
-        frames = self.store.columns()
+        bundle = stages.new_policy(self.experience, config.policy, config.window.horizon, key)
+        frames = self.experience.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, config.window, self._scale))
         log = self._logger(0, "sft", out / "sft.checkpoint.safetensors")
-        stages.train_policy(bundle, self.store, self.run.cache, rows, config.sft, key, out, log=log, label="sft")
+        stages.train_policy(bundle, self.experience, self._cache, rows, config.sft, key, out, log=log, label="sft")
 
     def _collect(self, index: int) -> None:
         config = self.config
@@ -196,7 +204,7 @@ class Circle:
             run.round(version) / "fresh",
             bundle,
             learnt.tower,
-            run.cache / "fresh" / f"{version:03d}",
+            self._cache,
             config.window,
             self._scale,
         )
@@ -209,6 +217,7 @@ class Circle:
                 state.critic,
                 config.critic_fit,
                 (config.seed, "trust", index),
+                run.cache / "fresh" / f"{version:03d}.npy",
                 samples=config.samples,
                 best_of=version > 0 and config.is_played_with_critics,
                 weighted=config.method == "aloe",
@@ -221,7 +230,7 @@ class Circle:
 
     def _improve(self, index: int, bundle: PolicyBundle) -> None:
         config, run, out = self.config, self.run, self.run.round(index)
-        frames = self.store.columns()
+        frames = self.experience.columns()
         windows = make_windows(frames, config.window, self._scale)
         match config.method:
             case "sft" | "dagger" | "filtered":
@@ -233,8 +242,8 @@ class Circle:
         log = self._logger(index, "improve", out / "improve.checkpoint.safetensors")
         stages.train_policy(
             bundle,
-            self.store,
-            run.cache,
+            self.experience,
+            self._cache,
             rows,
             config.improve,
             (config.seed, "improve", index),
@@ -318,12 +327,16 @@ class Circle:
 
     def _inputs(self, bundle: PolicyBundle) -> EvaluationInputs:
         tower = PolicyBundle.load(self.run.policy(0))
-        return EvaluationInputs.of(self.store, bundle, tower, self.run.cache, self.config.window, self._scale)
+        return EvaluationInputs.of(self.experience, bundle, tower, self._cache, self.config.window, self._scale)
 
     def _new_critic(self, tower: PolicyBundle) -> CriticState:
         config = self.config
         shape = stages.observation_shape(tower, config.window.horizon)
         return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"))
+
+    @property
+    def _cache(self) -> Cache:
+        return self.config.cache.within(self.run.cache)
 
     @property
     def _scale(self) -> float:
@@ -355,7 +368,8 @@ def open_circle(
     """A circle with its worlds running and its folder locked; it plays in `world` if another is given than the run's."""
     with run.locked(), WorldPool(world or config.world, config.workers) as pool:
         store = stages.open_store(run.experience, config.world)
-        yield Circle(run=run, config=config, store=store, pool=pool, say=say)
+        experience = with_roots(store, config.experience)
+        yield Circle(run=run, config=config, store=store, experience=experience, pool=pool, say=say)
 
 
 def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print) -> RunFolder:

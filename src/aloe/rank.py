@@ -29,7 +29,8 @@ from rich.table import Table
 from aloe import stages
 from aloe.config import RunConfig
 from aloe.evaluation.ranking import regret, spearman
-from aloe.experience.labels import labels_digest
+from aloe.experience.mixture import with_roots
+from aloe.experience.schema import Experience, Frames
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
 from aloe.policies.flow import PolicyBundle
@@ -77,7 +78,7 @@ def rank_run(root: Path, steps: int, estimators: Sequence[Estimator], say: Any =
     scale = (run.done(0, "demos") or {})["return_scale"]
     rows: list[dict[str, Any]] = []
     with run.locked():
-        store = ExperienceStore.read(run.experience)
+        store = with_roots(ExperienceStore.read(run.experience), config.experience)
         for version in versions:
             facts = EvaluatedEpisode.read(run.round(version) / "fresh.json")
             row: dict[str, Any] = {
@@ -93,7 +94,7 @@ def rank_run(root: Path, steps: int, estimators: Sequence[Estimator], say: Any =
         "task": config.world.task,
         "method": config.method,
         "seed": config.seed,
-        "episodes": store.num_episodes,
+        "episodes": len(store.lengths),
         "steps": steps,
         "versions": rows,
         "estimators": {name: measures(rows, name) for name in estimators},
@@ -146,24 +147,23 @@ def settings(config: RunConfig, estimator: Estimator, steps: int) -> tuple[Windo
 
 
 def predict(
-    run: RunFolder, config: RunConfig, store: ExperienceStore, version: int, estimator: Estimator, steps: int
+    run: RunFolder, config: RunConfig, store: Experience, version: int, estimator: Estimator, steps: int
 ) -> float:
     """Mean value of a version in the start states of the evaluation, by critics trained under it from scratch.
 
     The critics of all versions begin with the same weights and draw the same batches, so that chance does not rank them.
     """
     window, fit = settings(config, estimator, steps)
-    made_of = asdict(config.critic) | asdict(fit) | {"episodes": store.num_episodes}
-    if store.labels:  # other labels, other rewards
-        made_of["labels"] = labels_digest(store.labels)
-    work = run.cache / "ranking" / _digest(made_of)
+    learnt_from = _digest_of_frames(store.columns())
+    work = run.cache / "ranking" / _digest(asdict(config.critic) | asdict(fit) | {"frames": learnt_from})
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
         return json.loads(answer.read_text())["value"]
     bundle, tower = PolicyBundle.load(run.policy(version)), PolicyBundle.load(run.policy(0))
     scale = (run.done(0, "demos") or {})["return_scale"]
-    inputs = EvaluationInputs.of(store, bundle, tower, run.cache, window, scale)
-    samples = run.cache / "ranking" / f"samples-{version:03d}-{store.num_episodes}.npy"
+    cache = config.cache.within(run.cache)
+    inputs = EvaluationInputs.of(store, bundle, tower, cache, window, scale)
+    samples = run.cache / "ranking" / f"samples-{version:03d}-{learnt_from}.npy"
     if not samples.exists():
         stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples)
     shape = stages.observation_shape(tower, window.horizon)
@@ -172,7 +172,7 @@ def predict(
     fit_critic(state, data, fit, window.discount, (config.seed, "rank", estimator), checkpoint=checkpoint)
 
     # Every version is evaluated on the same seeds, so that the first states of version 0's episodes are everybody's.
-    cache, chunks = run.cache / "fresh" / "000", run.cache / "ranking" / f"start-{version:03d}.npy"
+    chunks = run.cache / "ranking" / f"start-{version:03d}.npy"
     start = stages.fresh_inputs(run.round(0) / "fresh", bundle, tower, cache, window, scale)
     stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks)
     evaluation = evaluate_windows(state.critic, stages.critic_data(start, chunks), fit)
@@ -185,6 +185,14 @@ def predict(
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest_of_frames(frames: Frames) -> str:
+    """Other experience, or other labels on it: other predictions."""
+    digest = hashlib.sha256(json.dumps(frames.tasks).encode())
+    for array in (frames.state, frames.action, frames.success, frames.terminated, frames.truncated, frames.source):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 def measures(rows: Sequence[dict[str, Any]], estimator: str) -> dict[str, dict[str, float | None]]:

@@ -18,11 +18,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from aloe.training import Log
 
-ALWAYS_FREE = ("output_dir", "rounds")
+ALWAYS_FREE = ("output_dir", "rounds", "cache")
 """Options that decide nothing about what has been done: a run may be moved, and go on for more rounds."""
 
 
@@ -71,6 +71,8 @@ def from_plain[C](kind: type[C], plain: dict[str, Any]) -> C:
     for name, value in plain.items():
         if dataclasses.is_dataclass(types[name]) and isinstance(value, dict):
             value = from_plain(types[name], value)
+        elif get_origin(types[name]) is dict:
+            value = {key: from_plain(get_args(types[name])[1], content) for key, content in value.items()}
         elif value is not None and Path in (types[name], *get_args(types[name])):
             value = Path(value)
         values[name] = tuple(value) if isinstance(value, list) else value

@@ -1,14 +1,19 @@
-"""What actor and critic training share: randomness by step, the learning rate, and a state that can be resumed exactly."""
+"""What actor and critic training share: batches and randomness by step, the learning rate, and a state that can be resumed
+exactly."""
 
 import hashlib
 import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int64
+from numpy import ndarray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,6 +31,47 @@ def generator_for(*key: int | str) -> torch.Generator:
     """
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """How much of a batch is of each root."""
+
+    part: Int64[ndarray, "N"]
+    """Root of every frame, by its number."""
+    ratio: tuple[float | None, ...]
+    """Of each root; None: what the others leave."""
+
+
+class BatchDraw:
+    """Draws the windows of batches, with replacement."""
+
+    def __init__(self, rows: Int64[ndarray, "R"], shares: Shares | None) -> None:
+        """rows: the windows that take part, at least one. shares: None to draw them all alike.
+
+        Roots of which no window takes part leave their share to the others. Raises ValueError if nothing is left.
+        """
+        self._pools, self._upto = [rows], np.ones(1)
+        if shares is None or all(ratio is None for ratio in shares.ratio):
+            return
+        part = shares.part[rows]
+        pools = {n: rows[part == n] for n, ratio in enumerate(shares.ratio) if ratio is not None}
+        ratios = {n: ratio for n, ratio in enumerate(shares.ratio) if ratio is not None}
+        pools[-1], ratios[-1] = rows[~np.isin(part, list(ratios))], 1 - sum(ratios.values())
+        kept = [n for n, pool in pools.items() if len(pool) and ratios[n] > 0]
+        if not kept:
+            raise ValueError("there is nothing to learn from: all windows are of roots whose ratio is 0")
+        self._pools = [pools[n] for n in kept]
+        self._upto = np.cumsum([ratios[n] for n in kept]) / sum(ratios[n] for n in kept)
+
+    def __call__(self, size: int, generator: torch.Generator) -> Int64[ndarray, "B"]:
+        """A batch; a function of the generator alone."""
+        if len(self._pools) == 1:
+            return self._pools[0][torch.randint(len(self._pools[0]), (size,), generator=generator).numpy()]
+        which = np.searchsorted(self._upto, torch.rand(size, dtype=torch.float64, generator=generator).numpy(), "right")
+        place = torch.rand(size, dtype=torch.float64, generator=generator).numpy()
+        pools = [self._pools[n] for n in which]
+        return np.array([pool[int(p * len(pool))] for pool, p in zip(pools, place, strict=True)])
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.05) -> float:

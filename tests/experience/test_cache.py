@@ -1,4 +1,6 @@
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aloe.experience import cache
-from aloe.experience.cache import FeatureCache, FrameCache
+from aloe.experience.cache import Cache, FeatureCache, FrameCache
 from aloe.experience.store import ExperienceStore
 from aloe.types import Episode
 
@@ -32,9 +34,13 @@ def fill(store: ExperienceStore, episodes: list[Episode]) -> None:
         store.append(episode)
 
 
+def everything(frames: FrameCache, camera: str) -> np.ndarray:
+    return frames.gather(camera, np.arange(sum(frames.store.lengths)))
+
+
 def check_pictures(frames: FrameCache, episodes: list[Episode]) -> None:
     for camera in frames.store.cameras:
-        np.testing.assert_array_equal(frames.array(camera), np.concatenate([e.images[camera] for e in episodes]))
+        np.testing.assert_array_equal(everything(frames, camera), np.concatenate([e.images[camera] for e in episodes]))
 
 
 def change_episode(store: ExperienceStore, index: int) -> None:
@@ -53,8 +59,9 @@ def test_cached_pictures_are_the_stores_and_each_is_decoded_once(
 ) -> None:
     episodes = [make_episode(0), make_episode(1, steps=3), make_episode(2, steps=4)]
     fill(store, episodes[:2])
-    frames = FrameCache(tmp_path / "cache", store)
-    assert len(frames.array("top")) == 0
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+    with pytest.raises(ValueError, match=r"of 0 cached ones"):
+        everything(frames, "top")
     assert frames.update() == 2
     check_pictures(frames, episodes[:2])
 
@@ -63,7 +70,7 @@ def test_cached_pictures_are_the_stores_and_each_is_decoded_once(
     assert frames.update() == 0
     check_pictures(frames, episodes)
 
-    again = FrameCache(tmp_path / "cache", ExperienceStore.open(store.root))
+    again = FrameCache(Cache(root=tmp_path / "cache"), ExperienceStore.open(store.root))
     assert again.update() == 0
     check_pictures(again, episodes)
     assert decoded == [0, 1, 2]
@@ -73,7 +80,7 @@ def test_gathered_rows_are_in_the_order_asked_for(
     tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode
 ) -> None:
     fill(store, [make_episode(0), make_episode(1)])
-    frames = FrameCache(tmp_path / "cache", store)
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
     frames.update()
     rows = frames.gather("wrist", np.array([7, 0, 7]))
     # Episode 0 has steps 0 to 5, so frame 7 is step 1 of episode 1.
@@ -91,14 +98,15 @@ def test_changed_episode_is_never_served_stale(
 ) -> None:
     episodes = [make_episode(i) for i in range(3)]
     fill(store, episodes)
-    FrameCache(tmp_path / "cache", store).update()
+    FrameCache(Cache(root=tmp_path / "cache"), store).update()
     change_episode(store, 1)
-    frames = FrameCache(tmp_path / "cache", ExperienceStore.open(store.root))
-    assert len(frames.array("top")) == 0  # nothing unchecked
-    assert frames.update() == 2
+    frames = FrameCache(Cache(root=tmp_path / "cache"), ExperienceStore.open(store.root))
+    with pytest.raises(ValueError, match=r"of 0 cached ones"):
+        everything(frames, "top")  # nothing unchecked
+    assert frames.update() == 1
     expected = np.concatenate([episodes[0].images["top"], episodes[1].images["top"][::-1], episodes[2].images["top"]])
-    np.testing.assert_array_equal(frames.array("top"), expected)
-    assert decoded == [0, 1, 2, 1, 2]
+    np.testing.assert_array_equal(everything(frames, "top"), expected)
+    assert decoded == [0, 1, 2, 1]
 
 
 def test_interrupted_build_is_taken_up_where_it_stopped(
@@ -121,11 +129,12 @@ def test_interrupted_build_is_taken_up_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(ExperienceStore, "pictures", fail_at_two)
         with pytest.raises(KeyboardInterrupt):
-            FrameCache(tmp_path / "cache", store).update()
+            FrameCache(Cache(root=tmp_path / "cache"), store).update()
     # As if it had died in the middle of writing: rows beyond what the index counts.
-    with (tmp_path / "cache/top.bin").open("ab") as file:
+    (pack,) = (tmp_path / "cache").rglob("pack-*")
+    with (pack / "top.bin").open("ab") as file:
         file.write(b"half a picture")
-    frames = FrameCache(tmp_path / "cache", store)
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
     assert frames.update() == 1
     check_pictures(frames, episodes)
     assert decoded == [0, 1, 2]
@@ -143,36 +152,144 @@ def test_features_are_encoded_once_in_batches_for_each_key(
         batches.append(len(pictures["top"]))
         return np.stack([pictures[camera].mean((1, 2)) for camera in pictures], axis=1).astype(np.float16)
 
-    frames = FrameCache(tmp_path / "frames", store)
-    features = FeatureCache(tmp_path / "features", "abc123", frames, shape=(3,))
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+    features = FeatureCache(Cache(root=tmp_path / "cache"), "abc123", frames, shape=(3,))
     assert features.update(mean_colour, batch_size=4) == 2
     assert batches == [4, 2, 3]
     expected = np.concatenate(
         [np.stack([e.images[c].mean((1, 2)) for c in ("top", "wrist")], 1) for e in episodes]
     ).astype(np.float16)
-    np.testing.assert_array_equal(features.array(), expected)
+    np.testing.assert_array_equal(features.gather(np.arange(9)), expected)
     np.testing.assert_array_equal(features.gather(np.array([8, 2])), expected[[8, 2]])
 
-    assert FeatureCache(tmp_path / "features", "abc123", frames, shape=(3,)).update(mean_colour) == 0
-    assert FeatureCache(tmp_path / "features", "other", frames, shape=(3,)).update(mean_colour) == 2
+    assert FeatureCache(Cache(root=tmp_path / "cache"), "abc123", frames, shape=(3,)).update(mean_colour) == 0
+    assert FeatureCache(Cache(root=tmp_path / "cache"), "other", frames, shape=(3,)).update(mean_colour) == 2
     assert decoded == [0, 1]
     with pytest.raises(ValueError, match=r"got shape \(6, 2, 3\), expected \(6, 2, 5\)"):
-        FeatureCache(tmp_path / "features", "third", frames, shape=(5,)).update(mean_colour)
+        FeatureCache(Cache(root=tmp_path / "cache"), "third", frames, shape=(5,)).update(mean_colour)
     with pytest.raises(ValueError, match="names a folder"):
-        FeatureCache(tmp_path / "features", "../elsewhere", frames, shape=(3,))
+        FeatureCache(Cache(root=tmp_path / "cache"), "../elsewhere", frames, shape=(3,))
 
 
-def test_cache_of_another_shape_is_built_anew(
+def test_rows_of_another_shape_are_built_besides(
     tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode
 ) -> None:
     fill(store, [make_episode(0)])
-    frames = FrameCache(tmp_path / "frames", store)
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
 
     def constant(size: int) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
         return lambda pictures: np.full((len(pictures["top"]), 2, size), size, np.float16)
 
     for size in (3, 5):
-        features = FeatureCache(tmp_path / "features", "abc123", frames, shape=(size,))
+        features = FeatureCache(Cache(root=tmp_path / "cache"), "abc123", frames, shape=(size,))
         assert features.update(constant(size)) == 1
-        assert features.array().shape == (6, 2, size)
-        assert (features.array() == size).all()
+        assert features.gather(np.arange(6)).shape == (6, 2, size)
+        assert (features.gather(np.arange(6)) == size).all()
+
+
+def test_two_stores_share_a_cache_and_a_copy_of_an_episode_is_not_decoded_again(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, decoded: list[int]
+) -> None:
+    """As two runs that began with the same demonstrations."""
+    fill(store, [make_episode(0), make_episode(1)])
+    FrameCache(Cache(root=tmp_path / "cache"), store).update()
+    shutil.copytree(store.root, tmp_path / "copy")
+    other = ExperienceStore.open(tmp_path / "copy")
+    other.append(make_episode(5))
+    store.append(make_episode(2))
+    frames = [FrameCache(Cache(root=tmp_path / "cache"), one) for one in (store, other)]
+    assert [one.update() for one in frames] == [1, 1]
+    check_pictures(frames[0], [make_episode(i) for i in (0, 1, 2)])
+    check_pictures(frames[1], [make_episode(i) for i in (0, 1, 5)])
+    assert decoded == [0, 1, 2, 2]
+
+
+def test_packs_end_when_they_are_full_and_rows_are_gathered_across_them(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_PACK_BYTES", 1)  # full with one episode
+    episodes = [make_episode(i) for i in range(3)]
+    fill(store, episodes)
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+    assert frames.update() == 3
+    assert len(list((tmp_path / "cache/pictures").rglob("pack-*"))) == 3
+    check_pictures(frames, episodes)
+    rows = frames.gather("top", np.array([17, 0, 8, 17]))
+    np.testing.assert_array_equal(rows, [episodes[e].images["top"][t] for e, t in ((2, 5), (0, 0), (1, 2), (2, 5))])
+
+
+def test_bounded_cache_forgets_what_was_not_used_for_longest(
+    tmp_path: Path, make_episode: MakeEpisode, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_PACK_BYTES", 1)
+    cameras = {"top": (10, 10)}  # 3 x 10 x 10 bytes a step, 6 steps: 1800 bytes an episode
+
+    def one_episode(name: str, seed: int) -> ExperienceStore:
+        made = ExperienceStore.create(tmp_path / name, cameras=cameras, state_dim=5, action_dim=3, fps=20)
+        made.append(make_episode(seed, cameras=cameras))
+        return made
+
+    stores = [one_episode(f"store-{i}", i) for i in range(3)]
+    bounded = Cache(root=tmp_path / "cache", max_gb=2 * 1800e-9)
+    packs, first = [], FrameCache(bounded, stores[0])
+    for age, frames in enumerate([first, FrameCache(bounded, stores[1])]):
+        frames.update()
+        (new,) = set((tmp_path / "cache").rglob("pack-*")) - set(packs)
+        os.utime(new / "index.json", (1000 + age, 1000 + age))
+        packs.append(new)
+    first.update()  # used again, so that the other one is older
+    FrameCache(bounded, stores[2]).update()
+    assert packs[0].exists()
+    assert not packs[1].exists()
+    check_pictures(first, [make_episode(0, cameras=cameras)])
+    assert FrameCache(bounded, stores[0]).update() == 0
+    assert FrameCache(bounded, stores[1]).update() == 1
+    with pytest.raises(ValueError, match=r"needs 0\.00 GB, --cache\.max-gb allows 1e-09"):
+        FrameCache(Cache(root=tmp_path / "small", max_gb=1e-9), stores[0]).update()
+
+
+def test_two_processes_that_build_one_cache_at_once_both_get_every_row(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode
+) -> None:
+    episodes = [make_episode(i) for i in range(4)]
+    fill(store, episodes)
+    pictures = ExperienceStore.pictures
+    reader, writer = os.pipe()
+
+    def build_slowly() -> None:
+        def slow(self: ExperienceStore, index: int) -> dict[str, np.ndarray]:
+            os.write(writer, b".")
+            time.sleep(0.2)  # long enough for the other one to build all of it
+            return pictures(self, index)
+
+        ExperienceStore.pictures = slow
+        FrameCache(Cache(root=tmp_path / "cache"), ExperienceStore.read(store.root)).update()
+
+    if (pid := os.fork()) == 0:
+        code = 1
+        try:
+            build_slowly()
+            code = 0
+        finally:
+            os._exit(code)
+    os.read(reader, 1)  # it is in the middle of its first episode
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+    assert frames.update() == 4
+    check_pictures(frames, episodes)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    again = FrameCache(Cache(root=tmp_path / "cache"), store)
+    assert again.update() == 0
+    check_pictures(again, episodes)
+
+
+def test_rows_that_another_run_removes_stay_readable_for_who_has_them_mapped(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, decoded: list[int]
+) -> None:
+    fill(store, [make_episode(0)])
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+    frames.update()
+    Cache(root=tmp_path / "cache", max_gb=1e-9).make_room(0, keep=set())
+    assert not list((tmp_path / "cache").rglob("*.bin"))
+    check_pictures(frames, [make_episode(0)])
+    assert frames.update() == 1
+    check_pictures(frames, [make_episode(0)])

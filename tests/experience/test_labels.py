@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aloe.experience.cache import FrameCache
+from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.labels import LABELS_PATH, Label, labels_digest, undo_label, write_label
 from aloe.experience.schema import Frames
 from aloe.experience.store import ExperienceStore
@@ -246,10 +246,10 @@ def test_labels_do_not_decode_pictures_anew_but_have_a_digest_of_their_own(
     store: ExperienceStore, tmp_path: Path
 ) -> None:
     assert labels_digest(store.labels) == ""
-    assert FrameCache(tmp_path / "cache", store).update() == 4
+    assert FrameCache(Cache(root=tmp_path / "cache"), store).update() == 4
     label(store, 0, outcome="failure")
     again = ExperienceStore.open(store.root)
-    assert FrameCache(tmp_path / "cache", again).update() == 0
+    assert FrameCache(Cache(root=tmp_path / "cache"), again).update() == 0
     failed = labels_digest(again.labels)
     label(store, 0, outcome="success")
     assert len({"", failed, labels_digest(ExperienceStore.open(store.root).labels)}) == 3

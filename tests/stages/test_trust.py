@@ -12,6 +12,7 @@ import torch
 from aloe import stages
 from aloe.config import PRESETS
 from aloe.evaluation.credit import Credit
+from aloe.experience.cache import Cache
 from aloe.experience.schema import Frames
 from aloe.experience.store import ExperienceStore
 from aloe.loop import run_circle
@@ -37,8 +38,8 @@ def judged(run: RunFolder, cache: Path, change) -> dict:
     tower = PolicyBundle.load(run.policy(0))
     scale = (run.done(0, "demos") or {})["return_scale"]
     store = ExperienceStore.open(run.experience)
-    learnt = EvaluationInputs.of(store, tower, tower, run.cache, CONFIG.window, scale)
-    fresh = stages.fresh_inputs(run.round(0) / "fresh", tower, tower, cache, CONFIG.window, scale)
+    learnt = EvaluationInputs.of(store, tower, tower, Cache(root=run.cache), CONFIG.window, scale)
+    fresh = stages.fresh_inputs(run.round(0) / "fresh", tower, tower, Cache(root=cache), CONFIG.window, scale)
     shape = stages.observation_shape(tower, CONFIG.window.horizon)
     state = stages.new_critic(shape, CONFIG.critic, CONFIG.fit, (0, "new critic"))
     state.load(run.round(1) / "critic.safetensors")
@@ -51,6 +52,7 @@ def judged(run: RunFolder, cache: Path, change) -> dict:
         state.critic,
         CONFIG.fit,
         (0, "trust", 1),
+        cache / "samples.npy",
         samples=2,
         best_of=False,
         weighted=True,
@@ -165,8 +167,8 @@ def test_quick_episodes_shorter_than_a_window_are_judged_all_the_same(run, tmp_p
     tower = PolicyBundle.load(run.policy(0))
     long = replace(CONFIG.window, horizon=30)
     with pytest.raises(ValueError, match="longer than every fragment"):
-        EvaluationInputs.of(ExperienceStore.open(root), tower, tower, tmp_path, long, 15.0)
-    inputs = stages.fresh_inputs(root, tower, tower, tmp_path, long, 15.0)
+        EvaluationInputs.of(ExperienceStore.open(root), tower, tower, Cache(root=tmp_path), long, 15.0)
+    inputs = stages.fresh_inputs(root, tower, tower, Cache(root=tmp_path), long, 15.0)
     assert inputs.windows.terminated.all()
 
 

@@ -87,7 +87,9 @@ class Cell:
         """Of all that decides the cell's rows, the number of rounds included, but for the seed: equal for all seeds of a
         method that may be averaged. Options of other methods do not count: when they change, this cell stays finished."""
         plain = to_plain(replace(self.config, seed=0))
-        plain = {name: value for name, value in plain.items() if name not in unread_groups(self.config.method)}
+        # A cell records all that it learns from, and where its pictures are kept decides nothing.
+        unread = unread_groups(self.config.method) | {"experience", "cache"}
+        plain = {name: value for name, value in plain.items() if name not in unread}
         return _digest({"config": plain, "perturbations": self.perturbations})[:12]
 
     @property

@@ -1,23 +1,31 @@
 """Memory-mapped rows beside a store: its pictures decoded, and what a frozen vision tower makes of them.
 
-A LeRobot dataset gives about a hundred random samples a second, a memory-mapped array tens of thousands. So
-every episode is decoded once, front to back, and its rows are appended to growing files:
+A LeRobot dataset gives about a hundred random samples a second, a memory-mapped array tens of thousands. So every
+episode is decoded once, front to back, and its rows are appended to a pack of growing files:
 
-    <folder>/<name>.bin    the rows of all episodes, one after the other
-    <folder>/index.json    shape and dtype of the rows, and digest and length of every episode in them
+    <root>/pictures/<kind>/pack-<id>/<camera>.bin           the rows of its episodes, one after the other
+    <root>/pictures/<kind>/pack-<id>/index.json             digest and length of every episode in it
+    <root>/features/<key>/<kind>/pack-<id>/...              the same for features, a folder for each tower
 
-`index.json` is replaced after the rows that it counts are written: a build that dies costs its last second.
-Rows are trusted only while the digest in the index is the store's. Nothing is served before `update()` has
-compared them, and from the first episode that differs on everything is built anew. One process may update a
-folder at a time.
+`index.json` is replaced after the rows that it counts are written: a build that dies costs its last second. Rows are found
+by the digest of their episode (`episode_digest`), so that a changed episode is never served stale, and one cache may serve
+any number of runs and stores at once. Who writes a pack locks it; a second run that builds meanwhile begins a pack of its
+own. Where the cache is bounded, the packs that were not used for longest are removed first; a process that has one mapped
+keeps its rows until it ends.
 """
 
+import fcntl
+import hashlib
 import json
 import math
 import os
 import re
+import shutil
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -26,49 +34,96 @@ from jaxtyping import Float16, Int64, Shaped, UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
-from aloe.experience.store import ExperienceStore
+from aloe.experience.schema import Experience
 
 _COMMIT_SECONDS: Final = 1.0
+_PACK_BYTES: Final = 2**28
+"""A pack that is larger takes no further episode: the grain in which a bounded cache is cleared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """Where decoded pictures and features are kept."""
+
+    root: Path | None = None
+    """Folder; several runs may share one. By default `cache/` in the folder of the run."""
+    max_gb: float | None = None
+    """Gigabytes (10^9 bytes) of pictures and features that it may hold; what was not used for longest goes first. None:
+    no limit."""
+
+    def __post_init__(self) -> None:
+        if self.max_gb is not None and self.max_gb <= 0:
+            raise ValueError(f"max_gb must be positive, not {self.max_gb}")
+
+    def within(self, folder: Path) -> "Cache":
+        """The cache itself; `folder` is where it is by default."""
+        return Cache(root=self.root or folder, max_gb=self.max_gb)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """A folder of packs."""
+
+    root: Path
+    max_gb: float | None = None
+
+    def make_room(self, needed: int, keep: set[Path]) -> None:
+        """Removes packs until `needed` bytes more fit, those that were not used for longest first, and none of `keep`.
+
+        Raises:
+            ValueError: what has to be kept and what is needed do not fit together.
+        """
+        if self.max_gb is None:
+            return
+        packs = [_Pack(index.parent) for index in self.root.rglob("pack-*/index.json")]
+        total = sum(pack.bytes for pack in packs)
+        for pack in sorted(packs, key=lambda pack: pack.used):
+            if total + needed <= self.max_gb * 1e9:
+                return
+            if pack.path not in keep and (size := pack.remove()):
+                total -= size
+        if total + needed > self.max_gb * 1e9:
+            raise ValueError(
+                f"the cache {self.root} needs {(total + needed) / 1e9:.2f} GB, --cache.max-gb allows {self.max_gb:g}; "
+                "raise it, or leave it out"
+            )
 
 
 class FrameCache:
-    """The pictures of a store as one array a camera, in the order of `ExperienceStore.columns()`."""
+    """The pictures of an experience as one array a camera, in the order of `Experience.columns()`."""
 
-    def __init__(self, root: str | Path, store: ExperienceStore) -> None:
+    def __init__(self, cache: Cache, store: Experience) -> None:
         self.store = store
         shapes = {camera: (h, w, 3) for camera, (h, w) in store.cameras.items()}
-        self._rows = _RowFiles(Path(root), shapes, np.uint8)
+        self._rows = _Rows(cache, "pictures", shapes, np.uint8)
 
     def update(self) -> int:
-        """Decode the episodes that are new or have changed; how many those were."""
+        """Decode the episodes that are not in the cache; how many those were."""
         return self._rows.update(self.store, self.store.pictures, "decoding pictures")
 
-    def array(self, camera: str) -> UInt8[ndarray, "N h w 3"]:
-        """All pictures of a camera as of the last `update()`, memory-mapped and read-only."""
-        return self._rows.array(camera)
-
     def gather(self, camera: str, frame_indices: Int64[ndarray, "B"]) -> UInt8[ndarray, "B h w 3"]:
-        """Rows of `array(camera)`. Raises ValueError for an index beyond the last `update()`."""
+        """Pictures of these frames. Raises ValueError for an index beyond the last `update()`."""
         return self._rows.gather(camera, frame_indices)
 
 
 class FeatureCache:
-    """What a frozen vision tower makes of every picture, in the order of `ExperienceStore.columns()`."""
+    """What a frozen vision tower makes of every picture, in the order of `Experience.columns()`."""
 
-    def __init__(self, root: str | Path, key: str, frames: FrameCache, shape: tuple[int, ...]) -> None:
+    def __init__(self, cache: Cache, key: str, frames: FrameCache, shape: tuple[int, ...]) -> None:
         """key: hash of the tower's weights and of whatever else decides its output; a folder for each key.
         shape: of one picture's features."""
         if not re.fullmatch(r"\w[\w.-]*", key):
             raise ValueError(f"key {key!r} names a folder: letters, digits, '_', '-' and '.' only")
         self._frames = frames
-        self._rows = _RowFiles(Path(root) / key, {"features": (len(frames.store.cameras), *shape)}, np.float16)
+        shapes = {"features": (len(frames.store.cameras), *shape)}
+        self._rows = _Rows(cache, f"features/{key}", shapes, np.float16)
 
     def update(
         self,
         encode: Callable[[dict[str, UInt8[ndarray, "n h w 3"]]], Float16[ndarray, "n C ..."]],
         batch_size: int = 256,
     ) -> int:
-        """Update the frame cache, then encode the episodes that are new or have changed; how many those were.
+        """Update the frame cache, then encode the episodes that are not in the cache; how many those were.
 
         encode: pictures by camera, in the order of `store.cameras` -> features, cameras in the same order.
         """
@@ -80,93 +135,212 @@ class FeatureCache:
             start, end = int(starts[episode]), int(starts[episode + 1])
             parts = []
             for first in range(start, end, batch_size):
-                rows = slice(first, min(first + batch_size, end))
-                parts.append(encode({camera: np.array(self._frames.array(camera)[rows]) for camera in store.cameras}))
+                rows = np.arange(first, min(first + batch_size, end))
+                parts.append(encode({camera: self._frames.gather(camera, rows) for camera in store.cameras}))
             return {"features": np.concatenate(parts)}
 
         return self._rows.update(store, features, "encoding pictures")
 
-    def array(self) -> Float16[ndarray, "N C ..."]:
-        """All features as of the last `update()`, memory-mapped and read-only."""
-        return self._rows.array("features")
-
     def gather(self, frame_indices: Int64[ndarray, "B"]) -> Float16[ndarray, "B C ..."]:
-        """Rows of `array()`. Raises ValueError for an index beyond the last `update()`."""
+        """Features of these frames. Raises ValueError for an index beyond the last `update()`."""
         return self._rows.gather("features", frame_indices)
 
 
-class _RowFiles:
-    """Files that grow together, an episode at a time. shapes: file -> shape of one row."""
+class _Pack:
+    """Files that grow together, an episode at a time."""
 
-    def __init__(self, folder: Path, shapes: dict[str, tuple[int, ...]], dtype: type[np.generic]) -> None:
-        self._folder, self._shapes, self._dtype = folder, shapes, np.dtype(dtype)
-        self._arrays = {name: np.zeros((0, *shape), dtype) for name, shape in shapes.items()}
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    def update(self, store: ExperienceStore, make: Callable[[int], dict[str, ndarray]], verb: str) -> int:
-        """Append `make(i)` for every episode i whose digest is not in the index; how many those were."""
-        wanted = [[store.episode_digest(i), steps] for i, steps in enumerate(store.lengths)]
-        done = self._read_index()
-        same = next((i for i, (a, b) in enumerate(zip(done, wanted, strict=False)) if a != b), len(done))
-        same = min(same, len(wanted))
-        if same < len(done):  # forgotten before their rows are written over
-            self._write_index(wanted[:same])
-        if same < len(wanted):
-            self._build(wanted, same, make, verb)
-        rows = sum(steps for _, steps in wanted)
-        for name, shape in self._shapes.items():
-            if rows:
-                self._arrays[name] = np.memmap(self._file(name), self._dtype, "r", shape=(rows, *shape))
-        return len(wanted) - same
+    @property
+    def used(self) -> float:
+        """When somebody last used it, in seconds since the epoch."""
+        try:
+            return (self.path / "index.json").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
-    def _build(self, wanted: list[list], first: int, make: Callable[[int], dict[str, ndarray]], verb: str) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        start = sum(steps for _, steps in wanted[:first])
-        committed = time.monotonic()
-        for episode in tqdm(range(first, len(wanted)), desc=verb, unit="episode", delay=2):
-            parts, steps = make(episode), wanted[episode][1]
+    @property
+    def bytes(self) -> int:
+        try:
+            return sum(path.stat().st_size for path in self.path.glob("*.bin"))
+        except FileNotFoundError:  # another run has just removed it
+            return 0
+
+    def episodes(self) -> list[tuple[str, int]]:
+        """Digest and steps of what it holds; nothing where there is no index, or no more."""
+        try:
+            return [(digest, steps) for digest, steps in json.loads((self.path / "index.json").read_text())]
+        except FileNotFoundError:
+            return []
+
+    def write_index(self, episodes: Sequence[tuple[str, int]]) -> None:
+        new = self.path / "index.json.new"
+        new.write_text(json.dumps(episodes))
+        os.replace(new, self.path / "index.json")
+
+    def touch(self) -> None:
+        """Say that it is in use."""
+        if (index := self.path / "index.json").exists():
+            os.utime(index)
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Whether nobody else writes it; nobody does while the block runs."""
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Somebody may have removed the pack between the two calls.
+            yield os.fstat(handle).st_nlink > 0
+        except BlockingIOError:
+            yield False
+        finally:
+            os.close(handle)
+
+    def remove(self) -> int:
+        """Bytes that it held; 0 where it is being written, or gone."""
+        try:
+            with self.locked() as mine:
+                size = self.bytes
+                if mine:
+                    shutil.rmtree(self.path)
+                    return size
+        except FileNotFoundError:
+            pass  # another run has removed it
+        return 0
+
+
+class _Rows:
+    """Rows of one kind. shapes: file -> shape of one row."""
+
+    def __init__(self, cache: Cache, name: str, shapes: dict[str, tuple[int, ...]], dtype: type[np.generic]) -> None:
+        self._cache, self._shapes, self._dtype = cache, shapes, np.dtype(dtype)
+        kind = json.dumps([self._dtype.name, [[name, list(shape)] for name, shape in shapes.items()]])
+        self._folder = cache.root / name / hashlib.sha256(kind.encode()).hexdigest()[:16]
+        self._row_bytes = {name: math.prod(shape) * self._dtype.itemsize for name, shape in shapes.items()}
+        self._maps: list[dict[str, ndarray]] = []
+        self._map_of = np.zeros(0, np.int64)
+        self._row_of = np.zeros(0, np.int64)
+
+    def update(self, store: Experience, make: Callable[[int], dict[str, ndarray]], verb: str) -> int:
+        """Add `make(i)` for every episode i that is in no pack, and map all rows; how many episodes that were."""
+        wanted = [(store.episode_digest(i), steps) for i, steps in enumerate(store.lengths)]
+        made = 0
+        while not self._map(wanted):
+            found, number = self._scan(), {episode: i for i, episode in enumerate(wanted)}
+            missing = {episode: i for episode, i in number.items() if episode not in found}
+            needed = sum(steps for _, steps in missing) * sum(self._row_bytes.values())
+            self._cache.make_room(needed, {pack for episode, (pack, _) in found.items() if episode in number})
+            self._build(missing, make, verb)
+            made += len(missing)
+        return made
+
+    def _scan(self) -> dict[tuple[str, int], tuple[Path, int]]:
+        """Episode -> its pack and first row there."""
+        found = {}
+        for path in sorted(self._folder.glob("pack-*")):
+            row = 0
+            for digest, steps in _Pack(path).episodes():
+                found[digest, steps] = path, row
+                row += steps
+        return found
+
+    def _map(self, wanted: list[tuple[str, int]]) -> bool:
+        """Map the rows of these episodes, if all are there."""
+        found = self._scan()
+        if not all(episode in found for episode in wanted):
+            return False
+        packs = list(dict.fromkeys(found[episode][0] for episode in wanted))
+        try:
+            maps = [self._open(pack) for pack in packs]
+        except (
+            FileNotFoundError,
+            ValueError,
+        ):  # just removed by another run; np.memmap says ValueError of an empty file
+            return False
+        numbers = {pack: number for number, pack in enumerate(packs)}
+        self._maps = maps
+        self._map_of = np.repeat([numbers[found[e][0]] for e in wanted], [steps for _, steps in wanted]).astype(
+            np.int64
+        )
+        self._row_of = np.concatenate([np.zeros(0, np.int64), *[found[e][1] + np.arange(e[1]) for e in wanted]])
+        for pack in packs:
+            _Pack(pack).touch()
+        return True
+
+    def _open(self, pack: Path) -> dict[str, ndarray]:
+        rows = sum(steps for _, steps in _Pack(pack).episodes())
+        return {
+            name: np.memmap(pack / f"{name}.bin", self._dtype, "r", shape=(rows, *shape))
+            for name, shape in self._shapes.items()
+        }
+
+    def _build(self, missing: dict[tuple[str, int], int], make: Callable[[int], dict[str, ndarray]], verb: str) -> None:
+        todo = list(missing.items())
+        with tqdm(total=len(todo), desc=verb, unit="episode", delay=2) as bar:
+            while todo:
+                with self._pack_to_write() as pack:
+                    todo = self._fill(pack, todo, make, verb, bar)
+
+    def _fill(
+        self,
+        pack: _Pack,
+        todo: list[tuple[tuple[str, int], int]],
+        make: Callable[[int], dict[str, ndarray]],
+        verb: str,
+        bar: tqdm,
+    ) -> list[tuple[tuple[str, int], int]]:
+        """Append episodes to a pack until it is full; the episodes that are left."""
+        episodes = pack.episodes()
+        start, committed = sum(steps for _, steps in episodes), time.monotonic()
+        while todo and start * sum(self._row_bytes.values()) <= _PACK_BYTES:
+            (digest, steps), index = todo[0]
+            parts = make(index)
             for name, shape in self._shapes.items():
                 if parts[name].shape != (steps, *shape):
                     raise ValueError(f"{verb}: got shape {parts[name].shape}, expected {(steps, *shape)}")
-                self._write(name, start, parts[name])
+                self._write(pack.path / f"{name}.bin", start * self._row_bytes[name], parts[name])
             start += steps
-            if time.monotonic() - committed > _COMMIT_SECONDS or episode == len(wanted) - 1:
-                self._write_index(wanted[: episode + 1])
+            episodes.append((digest, steps))
+            todo = todo[1:]
+            bar.update()
+            if time.monotonic() - committed > _COMMIT_SECONDS:
+                pack.write_index(episodes)
                 committed = time.monotonic()
+        pack.write_index(episodes)
+        return todo
 
-    def _write(self, name: str, start: int, rows: ndarray) -> None:
-        self._file(name).touch()
-        with self._file(name).open("r+b") as file:
-            file.seek(start * math.prod(self._shapes[name]) * self._dtype.itemsize)
+    @contextmanager
+    def _pack_to_write(self) -> Iterator[_Pack]:
+        """A pack that is not full and that nobody else writes; a new one where there is none."""
+        for path in sorted(self._folder.glob("pack-*")):
+            pack = _Pack(path)
+            if pack.bytes > _PACK_BYTES:  # full; a build that died may have left a little more than the index counts
+                continue
+            with pack.locked() as mine:
+                if mine:
+                    yield pack
+                    return
+        pack = _Pack(self._folder / f"pack-{uuid.uuid4().hex[:12]}")
+        pack.path.mkdir(parents=True)
+        with pack.locked():
+            yield pack
+
+    def _write(self, path: Path, offset: int, rows: ndarray) -> None:
+        path.touch()
+        with path.open("r+b") as file:
+            file.seek(offset)
             file.write(np.ascontiguousarray(rows, self._dtype).data)
 
-    def array(self, name: str) -> Shaped[ndarray, "N ..."]:
-        return self._arrays[name]
-
     def gather(self, name: str, indices: Int64[ndarray, "B"]) -> Shaped[ndarray, "B ..."]:
-        array = self._arrays[name]
-        if indices.size and not 0 <= indices.min() <= indices.max() < len(array):
+        if indices.size and not 0 <= indices.min() <= indices.max() < len(self._row_of):
             raise ValueError(
-                f"frames {indices.min()} to {indices.max()} of {len(array)} cached ones; "
+                f"frames {indices.min()} to {indices.max()} of {len(self._row_of)} cached ones; "
                 "call update() after the store has grown"
             )
-        return np.asarray(array[indices])
-
-    def _file(self, name: str) -> Path:
-        return self._folder / f"{name}.bin"
-
-    def _header(self) -> dict[str, object]:
-        return {
-            "dtype": self._dtype.name,
-            "rows": [[name, list(shape)] for name, shape in self._shapes.items()],
-        }
-
-    def _read_index(self) -> list[list]:
-        """[digest, steps] of the episodes on disk; none where the rows are of another kind."""
-        path = self._folder / "index.json"
-        index = json.loads(path.read_text()) if path.exists() else {}
-        return index["episodes"] if {**index, "episodes": None} == {**self._header(), "episodes": None} else []
-
-    def _write_index(self, episodes: list[list]) -> None:
-        new = self._folder / "index.json.new"
-        new.write_text(json.dumps({**self._header(), "episodes": episodes}))
-        os.replace(new, self._folder / "index.json")
+        maps, rows = self._map_of[indices], self._row_of[indices]
+        out = np.empty((len(indices), *self._shapes[name]), self._dtype)
+        for number in np.unique(maps):
+            mine = maps == number
+            out[mine] = self._maps[number][name][rows[mine]]
+        return out

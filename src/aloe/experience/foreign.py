@@ -58,7 +58,7 @@ class ForeignDataset:
     def __init__(self, root: Path) -> None:
         """Raises ValueError unless the metadata make sense and all files lie within `root`."""
         self.root = root
-        info = _read_info(root)
+        info = read_info(root)
         self.fps: int = info["fps"]
         self.robot_type: str | None = info.get("robot_type")
         self.features: dict[str, dict[str, Any]] = info["features"]
@@ -89,6 +89,15 @@ class ForeignDataset:
             with _readable(path), path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
+
+    def stamp(self, episode: int) -> list[tuple[str, int, int]]:
+        """Name, size and time of writing (ns) of the files that an episode lies in."""
+        row, found = self._rows[episode], []
+        for path in (row.data, *(video for video, _ in row.videos.values())):
+            with _readable(path):
+                status = path.stat()
+            found.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
+        return found
 
     # ---- what is in an episode
 
@@ -259,7 +268,7 @@ class ForeignDataset:
         return _Row(steps=entry["length"], data=data, videos=videos)
 
 
-def _read_info(root: Path) -> dict[str, Any]:
+def read_info(root: Path) -> dict[str, Any]:
     """`meta/info.json`, all of whose entries that are used here have the right type."""
     path = root / INFO_PATH
     if not path.is_file():

@@ -88,10 +88,16 @@ class Resolved:
     """What -> how it was found out, in words."""
 
 
-def resolve(dataset: ForeignDataset, config: ImportConfig, ask: Callable[[int], Outcome] | None = None) -> Resolved:
+def resolve(
+    dataset: ForeignDataset,
+    config: ImportConfig,
+    ask: Callable[[int], Outcome] | None = None,
+    usual_source: SourceName | None = None,
+) -> Resolved:
     """Find out who acted and how each episode ended. Nothing is written yet.
 
     ask: called with an episode that nothing says the outcome of, where `config.outcome` is "ask".
+    usual_source: who acted, where neither a column nor `config.source` says it.
 
     Raises:
         ValueError: a label is missing, contradicts another one, or may mean two things. The message names the column.
@@ -99,7 +105,7 @@ def resolve(dataset: ForeignDataset, config: ImportConfig, ask: Callable[[int], 
     for column in config.ignore:
         if column not in dataset.features:
             raise ValueError(f"{dataset.root} has no column {column!r} to ignore; it has {', '.join(dataset.features)}")
-    labels = _Labels(dataset, config)
+    labels = _Labels(dataset, config, config.source or usual_source)
     state, action = labels.only(_STATES, config.state, "--state"), labels.only(_ACTIONS, config.action, "--action")
     sources = [labels.source(i) for i in range(len(dataset))]
     success, how = labels.outcomes(ask)  # last of what may be missing: somebody may have to answer for hundreds
@@ -113,7 +119,7 @@ def resolve(dataset: ForeignDataset, config: ImportConfig, ask: Callable[[int], 
     by = [key for key in (*INTERVENTIONS, INTERVENE_ACTION) if key in labels.used]
     notes = {
         "state, action": f"{state}, {action}",
-        "who acted": ", ".join(by) if by else f"--source {config.source}",
+        "who acted": ", ".join(by) if by else f"{labels.said_source}, as told",
         "outcome by": ", ".join(f"{name} ({count})" for name, count in Counter(how).items()),
         "ends": ", ".join(f"{count} by {name}" for name, count in ends.items()),
     }
@@ -125,8 +131,8 @@ def resolve(dataset: ForeignDataset, config: ImportConfig, ask: Callable[[int], 
 class _Labels:
     """The label columns of a dataset, each asked for one question."""
 
-    def __init__(self, dataset: ForeignDataset, config: ImportConfig) -> None:
-        self.dataset, self.config = dataset, config
+    def __init__(self, dataset: ForeignDataset, config: ImportConfig, said_source: SourceName | None) -> None:
+        self.dataset, self.config, self.said_source = dataset, config, said_source
         self.used: set[str] = set()
         self._is_nan_used: bool | None = None
 
@@ -191,12 +197,12 @@ class _Labels:
                 column = self.present((*INTERVENTIONS, INTERVENE_ACTION))[0]
                 raise ValueError(f"column {column!r} says who acted; leave out --source, or --ignore {column}")
             return np.where(human, Source.HUMAN, Source.POLICY).astype(np.int64)
-        if self.config.source is None:
+        if self.said_source is None:
             raise ValueError(
                 f"no column of {self.dataset.root} says who acted (looked for "
                 f"{', '.join((*INTERVENTIONS, INTERVENE_ACTION))}); give --source demo, policy or human"
             )
-        return np.full(self.dataset.lengths[episode], Source[self.config.source.upper()], np.int64)
+        return np.full(self.dataset.lengths[episode], Source[self.said_source.upper()], np.int64)
 
     def _intervened(self, episode: int) -> Bool[ndarray, "T"]:
         """A human acted where `intervene_action` holds an action, and did not where it holds NaN."""

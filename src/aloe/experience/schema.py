@@ -26,11 +26,12 @@ called so.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
 
+from aloe.training import Shares
 from aloe.types import Source
 
 IMAGES: Final = "observation.images."
@@ -104,6 +105,49 @@ class Frames:
         return began
 
 
+class Experience(Protocol):
+    """What can be learnt from: a store, a dataset of others where it lies, or a mixture of such.
+
+    As a string, where it is.
+    """
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        """Camera name -> (h, w)."""
+        ...
+
+    @property
+    def state_dim(self) -> int: ...
+
+    @property
+    def action_dim(self) -> int: ...
+
+    @property
+    def fps(self) -> int: ...
+
+    @property
+    def lengths(self) -> list[int]:
+        """Steps of each episode."""
+        ...
+
+    @property
+    def shares(self) -> Shares | None:
+        """How much of a batch is of each root; None: every window counts alike."""
+        ...
+
+    def columns(self) -> Frames:
+        """Every step, episode after episode."""
+        ...
+
+    def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+        """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""
+        ...
+
+    def episode_digest(self, index: int) -> str:
+        """Changes when the pictures of the episode do."""
+        ...
+
+
 def features(
     cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int, video: bool
 ) -> dict[str, dict[str, Any]]:
@@ -140,6 +184,15 @@ def cameras_of(dataset_features: dict[str, dict[str, Any]]) -> dict[str, tuple[i
         for key, feature in dataset_features.items()
         if key.startswith(IMAGES) and feature["dtype"] in ("image", "video")
     }
+
+
+def has_columns(dataset_features: dict[str, dict[str, Any]]) -> bool:
+    """Whether a dataset's features are those of a store."""
+    try:
+        check_features(dataset_features)
+    except (ValueError, KeyError):
+        return False
+    return True
 
 
 def check_features(dataset_features: dict[str, dict[str, Any]]) -> None:

@@ -70,7 +70,7 @@ class ExperienceStore:
         try:
             self._info = _load_info(root)
             self._episodes, mixed = read_rows(root, self._info)
-            self.tasks: list[str] = _tasks(root, self._info)
+            self.tasks = _tasks(root, self._info)
             self._check_tasks_and_files()
         except _MALFORMED as error:
             raise ValueError(f"{root}: meta/ is damaged ({error!r}); restore the folder from a backup") from error
@@ -144,11 +144,18 @@ class ExperienceStore:
         """Let another process write, unless this one has the store open a second time. Reading goes on."""
         self._lock = None
 
+    def __str__(self) -> str:
+        return str(self.root)
+
     def __enter__(self) -> "ExperienceStore":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def shares(self) -> None:
+        """Every window counts alike."""
 
     @property
     def num_episodes(self) -> int:

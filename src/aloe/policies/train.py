@@ -21,7 +21,7 @@ from aloe.policies.flow import (
     sample_chunks,
     vision_tower,
 )
-from aloe.training import Log, cosine_rate, generator_for, load_state, save_state, set_rate
+from aloe.training import BatchDraw, Log, Shares, cosine_rate, generator_for, load_state, save_state, set_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class PolicyRows:
     action: Float[Tensor, "N A"]
     """Executed actions, normalised."""
     images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]]
+    shares: Shares | None = None
+    """How much of a batch is of each root, where there are several."""
     conditioned: dict[str, Tensor] | None = None
     """`inputs` under the instruction with the condition of `ActorRows` added, if there is one."""
 
@@ -69,6 +71,7 @@ class PolicyRows:
         tasks: list[str],
         images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]],
         condition: Sequence[str] | None = None,
+        shares: Shares | None = None,
     ) -> "PolicyRows":
         """Sends all frames through the policy's own preprocessor; with a `condition`, words for each frame, twice."""
 
@@ -83,7 +86,7 @@ class PolicyRows:
         conditioned = None
         if condition is not None:
             conditioned = inputs_for([task + words for task, words in zip(tasks, condition, strict=True)])[0]
-        return PolicyRows(inputs=inputs, action=normalised, images=images, conditioned=conditioned)
+        return PolicyRows(inputs=inputs, action=normalised, images=images, shares=shares, conditioned=conditioned)
 
     def batch(self, rows: Int64[ndarray, "B"], is_conditioned: Bool[Tensor, "B"] | None = None) -> dict[str, Tensor]:
         """Observations of these frames, as the policy's own code expects them."""
@@ -101,7 +104,7 @@ class ActorRows:
     """Which windows an actor learns from, and how much each one counts."""
 
     rows: Int64[ndarray, "R"]
-    """Windows that take part; drawn uniformly."""
+    """Windows that take part."""
     weight: Float32[ndarray, "N"]
     """Weight of every window of the store."""
     frames: Int64[ndarray, "N H"]
@@ -150,9 +153,10 @@ def train_actor(
     elif optimizer_file is not None:
         load_state(optimizer_file, {}, optimizers)
     policy.train()
+    draw = BatchDraw(actor.rows, data.shares)
     for step in tqdm(range(first, config.steps), desc=label, unit="step", initial=first, total=config.steps, delay=2):
         generator = generator_for(*key, step)
-        rows = actor.rows[torch.randint(len(actor.rows), (config.batch_size,), generator=generator).numpy()]
+        rows = draw(config.batch_size, generator)
         loss = actor_loss(bundle, data, actor, rows, generator)
         rate = cosine_rate(step, config.steps, config.learning_rate, config.warmup)
         set_rate(optimizer, rate)

@@ -12,8 +12,8 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 from safetensors import SafetensorError
 
-from aloe.experience.cache import FrameCache
-from aloe.experience.store import ExperienceStore, Frames
+from aloe.experience.cache import Cache, FrameCache
+from aloe.experience.schema import Experience, Frames
 from aloe.experience.windows import Windows
 from aloe.methods import dagger, filtered, sft
 from aloe.policies.flow import (
@@ -64,12 +64,12 @@ class PolicyConfig:
             raise ValueError("execute, flow_steps and the sizes of the policy must be at least 1")
 
 
-def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: tuple[int | str, ...]) -> PolicyBundle:
+def new_policy(store: Experience, config: PolicyConfig, horizon: int, key: tuple[int | str, ...]) -> PolicyBundle:
     """A fresh tiny_vla that fits the store; normalised by its demonstrations."""
     frames = store.columns()
     demo = frames.source == Source.DEMO
     if not demo.any():
-        raise ValueError(f"{store.root} holds no demonstrations to clone; record some with `aloe demos`")
+        raise ValueError(f"{store} holds no demonstrations to clone; record some with `aloe demos`")
     policy_config = TinyVLAConfig(
         device="cpu",
         push_to_hub=False,
@@ -101,10 +101,10 @@ def new_policy(store: ExperienceStore, config: PolicyConfig, horizon: int, key: 
     return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
 
 
-def check_fits_store(bundle: PolicyBundle, store: ExperienceStore, horizon: int | None = None) -> None:
+def check_fits_store(bundle: PolicyBundle, store: Experience, horizon: int | None = None) -> None:
     """Raises ValueError unless the policy was made for pictures, states and actions like those of the store, and where a
     `horizon` is given, for chunks that long."""
-    check_fits(bundle, f"the store {store.root}", store.cameras, store.state_dim, store.action_dim)
+    check_fits(bundle, f"the store {store}", store.cameras, store.state_dim, store.action_dim)
     predicted = chunk_shape(bundle.policy)[0]
     if horizon is not None and horizon != predicted:
         raise ValueError(
@@ -130,13 +130,14 @@ def policy_rows(
         [frames.tasks[i] for i in frames.task_index],
         lambda rows: {camera: pictures.gather(camera, rows) for camera in wanted},
         condition,
+        pictures.store.shares,
     )
 
 
 def train_policy(
     bundle: PolicyBundle,
-    store: ExperienceStore,
-    cache: Path,
+    store: Experience,
+    cache: Cache,
     actor: ActorRows,
     config: ActorConfig,
     key: tuple[int | str, ...],
@@ -147,7 +148,7 @@ def train_policy(
     label: str,
 ) -> None:
     """Trains the policy on weighted windows and writes `pretrained_model/` and `optimizer.safetensors` into `out`."""
-    pictures = FrameCache(cache / "pictures", store)
+    pictures = FrameCache(cache, store)
     pictures.update()
     checkpoint = out / f"{label}.checkpoint.safetensors"
     optimizer = train_actor(

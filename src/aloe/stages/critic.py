@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float32
 from lerobot.utils.constants import OBS_STATE
 
-from aloe.experience.cache import FeatureCache, FrameCache
-from aloe.experience.store import ExperienceStore, Frames
+from aloe.experience.cache import Cache, FeatureCache, FrameCache
+from aloe.experience.schema import Experience, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import (
     PolicyBundle,
@@ -44,21 +44,21 @@ from aloe.value.fit import (
 class EvaluationInputs:
     """What policy evaluation reads: the store cut into windows, and policy and tower to look at it with."""
 
-    store: ExperienceStore
+    store: Experience
     frames: Frames
     windows: Windows
     bundle: PolicyBundle
     """The current policy."""
     tower: PolicyBundle
     """The policy whose frozen vision tower the critics see with: the first of a run, for all of its rounds."""
-    cache: Path
+    cache: Cache
 
     @staticmethod
     def of(
-        store: ExperienceStore,
+        store: Experience,
         bundle: PolicyBundle,
         tower: PolicyBundle,
-        cache: Path,
+        cache: Cache,
         window: WindowConfig,
         scale: float,
     ) -> "EvaluationInputs":
@@ -69,7 +69,7 @@ class EvaluationInputs:
 
 def sample_stage(inputs: EvaluationInputs, samples: int, key: tuple[int | str, ...], out: Path) -> None:
     """Draws M chunks of the current policy at every frame into `out` (.npy, float32, (N, M, H, A), normalised)."""
-    pictures = FrameCache(inputs.cache / "pictures", inputs.store)
+    pictures = FrameCache(inputs.cache, inputs.store)
     pictures.update()
     rows = policy_rows(inputs.bundle, inputs.frames, pictures)
     shape = (len(inputs.frames), samples, *chunk_shape(inputs.bundle.policy))
@@ -87,12 +87,12 @@ def observation_source(inputs: EvaluationInputs) -> ObservationSource:
     """What critics see of every frame, with cached features. Encodes the pictures that are new."""
     check_sees_all(inputs.tower, inputs.store.cameras)
     tower = inputs.tower.policy.eval()
-    pictures = FrameCache(inputs.cache / "pictures", inputs.store)
+    pictures = FrameCache(inputs.cache, inputs.store)
     rows = policy_rows(inputs.tower, inputs.frames, pictures)
     state, language = rows.inputs[OBS_STATE], language_features(tower, rows.inputs)
     features = None
     if inputs.store.cameras:
-        features = FeatureCache(inputs.cache / "features", tower_key(tower), pictures, (feature_dim(tower),))
+        features = FeatureCache(inputs.cache, tower_key(tower), pictures, (feature_dim(tower),))
 
         @torch.no_grad()
         def encode(images: dict[str, np.ndarray]) -> np.ndarray:
@@ -118,7 +118,7 @@ def normalised_actions(inputs: EvaluationInputs) -> torch.Tensor:
     Raises:
         ValueError: the two normalise differently.
     """
-    pictures = FrameCache(inputs.cache / "pictures", inputs.store)
+    pictures = FrameCache(inputs.cache, inputs.store)
     of_policy, of_tower = (policy_rows(b, inputs.frames, pictures).action for b in (inputs.bundle, inputs.tower))
     if not torch.equal(of_policy, of_tower):
         raise ValueError("the policy and the one whose tower the critics see with normalise actions differently")
@@ -144,6 +144,7 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
         observations=observation_source(inputs),
         action=normalised_actions(inputs),
         samples=chunks[:, :, :horizon],
+        shares=inputs.store.shares,
     )
 
 

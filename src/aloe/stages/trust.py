@@ -21,7 +21,9 @@ from aloe.evaluation.credit import credit, failure_step, takeovers
 from aloe.evaluation.health import warnings_of
 from aloe.evaluation.ranking import spearman
 from aloe.evaluation.support import best_return_at, chunk_distance, effective_share, support
-from aloe.experience.store import ExperienceStore, Frames
+from aloe.experience.cache import Cache
+from aloe.experience.schema import Frames
+from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import PolicyBundle
 from aloe.stages.critic import EvaluationInputs, critic_data, sample_stage
@@ -77,7 +79,7 @@ class EvaluatedEpisode:
 
 
 def fresh_inputs(
-    root: Path, bundle: PolicyBundle, tower: PolicyBundle, cache: Path, window: WindowConfig, scale: float
+    root: Path, bundle: PolicyBundle, tower: PolicyBundle, cache: Cache, window: WindowConfig, scale: float
 ) -> EvaluationInputs:
     """A store of fresh episodes as policy evaluation reads it. `scale` is the run's, not that of the store."""
     store = ExperienceStore.read(root)
@@ -94,6 +96,7 @@ def trust_stage(
     critic: ChunkCritic,
     fit: FitConfig,
     key: tuple[int | str, ...],
+    chunks: Path,
     *,
     samples: int,
     best_of: bool,
@@ -103,10 +106,9 @@ def trust_stage(
 
     fresh, facts: episodes that it has not seen, of the policy that it evaluated, and what the simulator knows of them.
     learnt, advantages: what it was trained on, and the `advantages.parquet` that came of it.
-    samples: chunks that are drawn at every fresh state. best_of: whether the critics choose at play. weighted: whether
-    the actor's weights follow the advantages, so that something may be wrong with them.
+    samples: chunks that are drawn at every fresh state, into the file `chunks`. best_of: whether the critics choose at
+    play. weighted: whether the actor's weights follow the advantages, so that something may be wrong with them.
     """
-    chunks = fresh.cache / "samples.npy"
     sample_stage(fresh, samples, key, chunks)
     data = critic_data(fresh, chunks)
     evaluation = evaluate_windows(critic, data, fit)

@@ -45,7 +45,16 @@ def value_stage(
 ) -> None:
     """Trains the value and writes `value.safetensors` into `out`."""
     checkpoint = out / "value.checkpoint.safetensors"
-    fit_distribution(state, inputs.windows, observation_source(inputs), fit, key, checkpoint=checkpoint, log=log)
+    fit_distribution(
+        state,
+        inputs.windows,
+        observation_source(inputs),
+        fit,
+        key,
+        shares=inputs.store.shares,
+        checkpoint=checkpoint,
+        log=log,
+    )
     state.save(out / "value.safetensors", fit.steps)
     checkpoint.unlink(missing_ok=True)
 

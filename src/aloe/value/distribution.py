@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from aloe.experience.windows import Windows
-from aloe.training import Log, cosine_rate, generator_for, load_state, save_state
+from aloe.training import BatchDraw, Log, Shares, cosine_rate, generator_for, load_state, save_state
 from aloe.value.critic import ChunkCritic
 from aloe.value.fit import FitConfig, ObservationSource, descend
 
@@ -64,6 +64,7 @@ def fit_distribution(
     config: FitConfig,
     key: tuple[int | str, ...],
     *,
+    shares: Shares | None = None,
     checkpoint: Path | None = None,
     log: Log | None = None,
 ) -> None:
@@ -79,9 +80,10 @@ def fit_distribution(
         raise ValueError("no return is known: no fragment ended in success or failure; label the episodes' outcome")
     first = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
     state.network.train()
+    draw = BatchDraw(rows, shares)
     for step in tqdm(range(first, config.steps), desc="value", unit="step", initial=first, total=config.steps, delay=2):
         generator = generator_for(*key, step)
-        batch = rows[torch.randint(len(rows), (config.batch_size,), generator=generator).numpy()]
+        batch = draw(config.batch_size, generator)
         logits = state.network(observations(batch))
         loss = F.cross_entropy(logits, state.bin_of(torch.from_numpy(windows.monte_carlo[batch])))
         rate = cosine_rate(step, config.steps, config.learning_rate, config.warmup)

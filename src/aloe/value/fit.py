@@ -20,7 +20,7 @@ from tqdm import tqdm
 from aloe.experience.windows import Windows
 from aloe.losses import critic_loss, expectile_loss
 from aloe.returns import Aggregation, aggregate, chunk_td_target
-from aloe.training import Log, cosine_rate, generator_for, load_state, save_state, set_rate
+from aloe.training import BatchDraw, Log, Shares, cosine_rate, generator_for, load_state, save_state, set_rate
 from aloe.value.critic import ChunkCritic, Observations
 
 Bootstrap = Literal["policy", "best-of", "in-sample", "monte-carlo"]
@@ -87,6 +87,8 @@ class CriticData:
     """Executed actions, normalised."""
     samples: Float32[ndarray, "N M H A"]
     """Chunks of the current policy at every frame, normalised (memory-mapped)."""
+    shares: Shares | None = None
+    """How much of a batch is of each root, where there are several."""
 
     def chunks(self, rows: Int64[ndarray, "B"], fill: Float[Tensor, "B H A"] | None) -> Float[Tensor, "B H A"]:
         """Executed chunks of the windows; past the end of the fragment `fill`, or zeros."""
@@ -156,11 +158,12 @@ def fit_critic(
         )
     first = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
     state.critic.train()
+    draw = BatchDraw(rows, data.shares)
     for step in tqdm(
         range(first, config.steps), desc="critic", unit="step", initial=first, total=config.steps, delay=2
     ):
         generator = generator_for(*key, step)
-        batch = rows[torch.randint(len(rows), (config.batch_size,), generator=generator).numpy()]
+        batch = draw(config.batch_size, generator)
         rate = cosine_rate(step, config.steps, config.learning_rate, config.warmup)
         metrics = critic_step(state, data, batch, config, discount, rate, generator)
         if log is not None and (step % 20 == 0 or step == config.steps - 1):

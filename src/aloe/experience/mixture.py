@@ -1,0 +1,182 @@
+"""Several roots as one experience, each with its share of a batch.
+
+    --experience.demos.root data/demos --experience.demos.ratio 0.5 --experience.other.root data/other
+
+Every root is used where it lies and is only read. What has no ratio shares what the others leave, by its number of windows;
+where nothing has one, every window counts the same.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy import ndarray
+
+from aloe.experience.foreign import ForeignDataset, read_info
+from aloe.experience.in_place import ForeignExperience
+from aloe.experience.labels import SourceName
+from aloe.experience.resolve import ImportConfig
+from aloe.experience.schema import Experience, Frames, has_columns
+from aloe.experience.store import ExperienceStore
+from aloe.training import Shares
+
+SOURCES: Final[dict[str, SourceName]] = {"demos": "demo", "rollouts": "policy", "corrections": "human"}
+"""Name of a root -> who acted there, where neither a column nor `source` says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RootConfig(ImportConfig):
+    """Recorded experience that is used where it lies: a store, or any LeRobot v3 dataset.
+
+    The options of `aloe data import` say what a dataset of others does not say itself; a store needs none of them.
+    """
+
+    root: Path
+    """Folder; only read."""
+    ratio: float | None = None
+    """Share of each batch, from 0 to 1. None: what the other roots leave, by its number of windows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ratio is not None and not 0 <= self.ratio <= 1:
+            raise ValueError(f"a ratio lies between 0 and 1, not at {self.ratio}")
+        if self.outcome == "ask":
+            raise ValueError("nobody is asked during training; give --outcomes FILE.csv, or use aloe data import")
+
+
+def open_root(name: str, config: RootConfig) -> Experience:
+    """The experience in a root.
+
+    Raises:
+        ValueError: it is neither a store nor a LeRobot dataset, or what its episodes mean is unclear.
+    """
+    options = {f.name: getattr(config, f.name) for f in fields(ImportConfig)}
+    if has_columns(read_info(config.root)["features"]):
+        if given := [name for name, value in options.items() if value != getattr(ImportConfig(), name)]:
+            raise ValueError(
+                f"{config.root} is a store, which says itself what --experience.{name}.{given[0].replace('_', '-')} would; "
+                "leave it out, or correct single episodes with `aloe data label`"
+            )
+        return ExperienceStore.read(config.root)
+    try:
+        return ForeignExperience(ForeignDataset(config.root), ImportConfig(**options), usual_source=SOURCES.get(name))
+    except ValueError as error:  # which speaks of the options of `aloe data import`
+        raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", f"--experience.{name}.", str(error))) from error
+
+
+def with_roots(recorded: ExperienceStore | None, roots: Mapping[str, RootConfig]) -> Experience:
+    """What a command learns from: the roots, and the store that it was given or records into itself.
+
+    Raises:
+        ValueError: there is neither, or they do not go together (see `Mixture`).
+    """
+    parts: dict[str, tuple[Experience, float | None]] = {
+        name: (open_root(name, config), config.ratio) for name, config in roots.items()
+    }
+    if recorded is not None:
+        if not parts:
+            return recorded
+        parts["recorded"] = (recorded, None)
+    if not parts:
+        raise ValueError("there is nothing to learn from; give --dataset.root, or --experience.NAME.root")
+    return Mixture(parts)
+
+
+class Mixture:
+    """Several roots as one `Experience`, in the order given."""
+
+    def __init__(self, parts: Mapping[str, tuple[Experience, float | None]]) -> None:
+        """parts: name -> experience, and its share of a batch.
+
+        Raises:
+            ValueError: they are of different robots, or the shares are not those of one whole.
+        """
+        self._parts = [part for part, _ in parts.values()]
+        self._ratio = tuple(ratio for _, ratio in parts.values())
+        (first, *others) = parts
+        mine = _kind(parts[first][0])
+        for name in others:
+            for what, value in _kind(parts[name][0]).items():
+                if value != mine[what]:
+                    raise ValueError(
+                        f"{parts[name][0]} ({name}) has {what} {value}, {parts[first][0]} ({first}) has {mine[what]}; "
+                        "one policy can learn only from roots of one kind"
+                    )
+        total = sum(ratio or 0 for ratio in self._ratio)
+        if total > 1 + 1e-9 or (None not in self._ratio and total < 1 - 1e-9):
+            raise ValueError(
+                f"the ratios of {', '.join(parts)} add up to {total:g}; make it 1, or leave out that of one root, which "
+                "then gets the rest"
+            )
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self._parts))
+
+    @property
+    def cameras(self) -> dict[str, tuple[int, int]]:
+        return self._parts[0].cameras
+
+    @property
+    def state_dim(self) -> int:
+        return self._parts[0].state_dim
+
+    @property
+    def action_dim(self) -> int:
+        return self._parts[0].action_dim
+
+    @property
+    def fps(self) -> int:
+        return self._parts[0].fps
+
+    @property
+    def lengths(self) -> list[int]:
+        return [length for part in self._parts for length in part.lengths]
+
+    @property
+    def shares(self) -> Shares:
+        frames = [sum(part.lengths) for part in self._parts]
+        return Shares(part=np.repeat(np.arange(len(frames)), frames), ratio=self._ratio)
+
+    def columns(self) -> Frames:
+        parts = [part.columns() for part in self._parts]
+        tasks = list(dict.fromkeys(task for part in parts for task in part.tasks))
+        names = [f.name for f in fields(Frames) if f.name not in ("tasks", "task_index", "episode")]
+        before = np.cumsum([0, *(len(part.lengths) for part in self._parts)])
+        number = [np.array([tasks.index(task) for task in part.tasks], np.int64) for part in parts]
+        return Frames(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+            episode=np.concatenate([part.episode + n for part, n in zip(parts, before, strict=False)]),
+            task_index=np.concatenate([n[part.task_index] for part, n in zip(parts, number, strict=True)]),
+            tasks=tasks,
+        )
+
+    def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+        part, mine = self._locate(index)
+        return part.pictures(mine)
+
+    def episode_digest(self, index: int) -> str:
+        part, mine = self._locate(index)
+        return part.episode_digest(mine)
+
+    def _locate(self, index: int) -> tuple[Experience, int]:
+        """The root of an episode, and its number there."""
+        for part in self._parts:
+            if index < len(part.lengths):
+                return part, index
+            index -= len(part.lengths)
+        raise IndexError(f"there is no episode {index} beyond the last")
+
+
+def _kind(experience: Experience) -> dict[str, object]:
+    """What has to be the same for all roots. The order of cameras does not matter."""
+    cameras = {camera: f"{w} x {h}" for camera, (h, w) in sorted(experience.cameras.items())}
+    return {
+        "cameras": cameras,
+        "state dimension": experience.state_dim,
+        "action dimension": experience.action_dim,
+        "fps": experience.fps,
+    }

@@ -1,0 +1,61 @@
+"""The command line's options: presets, roots by name, and mistakes in one line."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import field, fields, make_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from aloe.config import PRESETS
+from aloe.experience.mixture import RootConfig
+
+
+def parse(command: Any, name: str, arguments: list[str], default: Any = None) -> Any:
+    """The command's options; `default` gives those that are not named. Every other mistake ends the process as tyro does.
+
+    Raises:
+        ValueError: a config rejects a value; what tyro would say in a box.
+    """
+    said, more = io.StringIO(), {} if default is None else {"default": default}
+    if any(f.name == "experience" for f in fields(command)) and (roots := _roots_named_in(arguments)):
+        if default is not None:
+            more = {"default": replace(default, experience=roots)}
+        else:
+            named = ("experience", dict[str, RootConfig], field(default_factory=lambda: roots))
+            command = make_dataclass(command.__name__, [named], bases=(command,), frozen=True, kw_only=True)
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(command, prog=f"aloe {name}", args=arguments, **more)
+    except SystemExit:
+        text = re.sub(r"\x1b\[[\d;]*m|[│╭╮╰╯─]|-{4,}", " ", said.getvalue())  # without colours and the box
+        mistake = re.match(
+            r"Value error (?:Error parsing )?(.*?) (Argument helptext:|For full helptext)", " ".join(text.split())
+        )
+        if mistake is None:
+            sys.stderr.write(said.getvalue())
+            raise
+    raise ValueError(f"{mistake[1]}; see aloe {name} --help")
+
+
+def _roots_named_in(arguments: Sequence[str]) -> dict[str, RootConfig]:
+    """The roots whose options may follow: tyro has to know their names beforehand."""
+    if {"-h", "--help"} & set(arguments):
+        return {"NAME": RootConfig(root=Path("DIR"))}
+    names = [match[1] for argument in arguments if (match := re.match(r"--experience\.([\w-]+)\.", argument))]
+    return {name: RootConfig(root=tyro.MISSING) for name in dict.fromkeys(names)}
+
+
+def take_preset(arguments: list[str]) -> tuple[str, list[str]]:
+    for index, argument in enumerate(arguments):
+        if argument == "--preset" or argument.startswith("--preset="):
+            inline = "=" in argument
+            name = argument.partition("=")[2] if inline else "".join(arguments[index + 1 : index + 2])
+            if name not in PRESETS:
+                raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
+            return name, arguments[:index] + arguments[index + (1 if inline else 2) :]
+    return "quickstart", arguments
