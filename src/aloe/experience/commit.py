@@ -97,6 +97,26 @@ def set_leftovers_aside(root: Path, info: DatasetInfo, rows: list[Row], files: s
     print(f"{root}: an append was cut short; moved {moved} files of no episode to {aside}")
 
 
+def other_version(root: Path) -> Path:
+    """Where a compaction builds the new store, beside the old one. Right after they changed places it holds the old."""
+    return root.parent / f".{root.name}-compacting"
+
+
+def set_other_version_aside(root: Path) -> Path | None:
+    """Move into `quarantine/` what a compaction has left beside the store, and return where it is; None if nothing."""
+    root = root.resolve()
+    if not (other := other_version(root)).exists():
+        return None
+    if (other / QUARANTINE).exists() and not (root / QUARANTINE).exists():
+        os.replace(other / QUARANTINE, root / QUARANTINE)
+    (root / QUARANTINE).mkdir(exist_ok=True)
+    aside = next(path for n in count() if not (path := root / QUARANTINE / f"{n:03d}").exists())
+    os.replace(other, aside)
+    for folder in (root / QUARANTINE, root, root.parent):
+        sync(folder)
+    return aside
+
+
 def settled_stats(root: Path, info: DatasetInfo, rows: list[Row]) -> Stats | None:
     """`stats.json`, which is replaced just before the commit: a crash in between leaves it one episode ahead."""
     try:

@@ -22,26 +22,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import av
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.io_utils import load_info, load_tasks
 from lerobot.datasets.utils import INFO_PATH, DatasetInfo
-from lerobot.datasets.video_utils import decode_video_frames
+from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frames
 from numpy import ndarray
 from PIL import Image
 
 from aloe.experience import checksums
 from aloe.experience.checksums import Damage
-from aloe.experience.commit import STAGING, Stats, commit, set_leftovers_aside, settled_stats, sync, sync_folders
-from aloe.experience.index import Row, place, read_rows
+from aloe.experience.commit import (
+    STAGING,
+    Stats,
+    commit,
+    set_leftovers_aside,
+    set_other_version_aside,
+    settled_stats,
+    sync,
+    sync_folders,
+)
+from aloe.experience.index import Row, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
 from aloe.experience.recorder import Recorder
-from aloe.experience.schema import ACTION, COLUMNS, IMAGES, STATE, VECTORS, Frames, cameras_of, check_features, features
+from aloe.experience.schema import (
+    ACTION,
+    COLUMNS,
+    IMAGES,
+    STATE,
+    VECTORS,
+    Frames,
+    cameras_of,
+    check_episode,
+    check_features,
+    features,
+    no_steps,
+    parse,
+)
 from aloe.types import Episode
 
 # What LeRobot's code and Arrow make of damaged metadata. Arrow says OSError where it cannot make sense of a footer.
@@ -55,6 +77,19 @@ _MALFORMED: Final = (
     OSError,
     pa.ArrowException,
 )
+# What the decoders make of damaged pictures.
+_UNDECODABLE: Final = (
+    av.FFmpegError,
+    FrameTimestampError,
+    pa.ArrowException,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    IndexError,
+    KeyError,
+    TypeError,
+    Image.DecompressionBombError,
+)
 
 
 class ExperienceStore:
@@ -67,6 +102,7 @@ class ExperienceStore:
         """Use `create`, `open` or `read`. lock: None to read only."""
         self.root = root
         self._lock = lock
+        self._inode = _inode(root)
         try:
             self._info = _load_info(root)
             self._episodes, mixed = read_rows(root, self._info)
@@ -78,6 +114,7 @@ class ExperienceStore:
         self._settled = False
         self.labels = read_labels(root)
         self._parsed: list[dict[str, ndarray]] = []
+        self._last_read: tuple[str, pa.Table] | None = None
         self._digests: dict[int, str] = {}
         self._seals: dict[str, checksums.Seals] = {}
         self._checked: set[str] = set()
@@ -138,7 +175,14 @@ class ExperienceStore:
 
         Raises ValueError if there is no store here, or it lacks columns or files of committed episodes.
         """
-        return cls(_existing(root), None)
+        root = _existing(root)
+        while True:
+            inode = _inode(root)
+            try:
+                return cls(root, None)
+            except ValueError:
+                if _inode(root) == inode:
+                    raise  # else it was compacted meanwhile, and something was read before, something after
 
     def close(self) -> None:
         """Let another process write, unless this one has the store open a second time. Reading goes on."""
@@ -198,8 +242,10 @@ class ExperienceStore:
         """
         if self._lock is None:
             raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
-        self._check(episode)
+        check_episode(episode, self.cameras, self.state_dim, self.action_dim)
         self._lock.check()
+        if _inode(self.root) != self._inode:
+            raise ValueError(f"{self.root} was compacted since it was opened; open it again")
         if (found := load_info(self.root).total_episodes) != self.num_episodes:
             raise ValueError(
                 f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: something else appended; "
@@ -237,61 +283,53 @@ class ExperienceStore:
             return
         if mixed is None:
             _, mixed = read_rows(self.root, self._info)
+        if (aside := set_other_version_aside(self.root)) is not None:
+            print(f"{self.root}: a compaction was cut short; moved the version that is not in use to {aside}")
         files = {path for row in self._episodes for path in self._files(row)}
         set_leftovers_aside(self.root, self._info, self._episodes, files, mixed)
         self._stats = settled_stats(self.root, self._info, self._episodes)
         self._settled = True
-
-    def _check(self, episode: Episode) -> None:
-        """Raise ValueError unless the episode has the store's cameras and dimensions."""
-        if set(episode.images) != set(self.cameras):
-            raise ValueError(f"the episode has cameras {sorted(episode.images)}, the store {sorted(self.cameras)}")
-        for camera, (h, w) in self.cameras.items():
-            pictures = episode.images[camera]
-            if pictures.shape != (episode.steps, h, w, 3) or pictures.dtype != np.uint8:
-                raise ValueError(
-                    f"camera {camera!r} gave {pictures.dtype} {pictures.shape}, "
-                    f"the store needs uint8 {(episode.steps, h, w, 3)}"
-                )
-        for name, dim in (
-            ("state", self.state_dim),
-            ("action", self.action_dim),
-            ("proposed_action", self.action_dim),
-        ):
-            if (shape := getattr(episode, name).shape) != (episode.steps, dim):
-                raise ValueError(f"{name} has shape {shape}, the store needs {(episode.steps, dim)}")
-        missing = np.isnan(episode.proposed_action)
-        if (missing.any(1) != missing.all(1)).any() or np.isinf(episode.proposed_action).any():
-            raise ValueError("a step's proposed_action must be finite, or NaN throughout where nothing was proposed")
-        if not np.isfinite(episode.reward).all():
-            raise ValueError("reward holds NaN or infinite values")
 
     # ---- reading
 
     def columns(self) -> Frames:
         """Every step of the store, as labelled when it was opened. Each data file is read once and kept."""
         while len(self._parsed) < self.num_episodes:
-            self._parsed.append(self._read_columns(len(self._parsed)))
-        parts = self._parsed or [self._no_columns()]
+            table = self._read(len(self._parsed), [*VECTORS, *COLUMNS.values(), "has_proposal"], keep=True)
+            self._parsed.append(parse(table, self._info.features))
+        self._last_read = None
+        parts = self._parsed or [no_steps(self._info.features)]
         stacked = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
 
     def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
         """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""
         row, pictures = self._episodes[index], {}
-        for camera in self.cameras:
+        for camera, size in self.cameras.items():
             key = IMAGES + camera
-            if key not in self._video_keys:
-                cells = self._read(index, [key])[key].combine_chunks().field("bytes")
-                pictures[camera] = np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
-                continue
-            path = self._intact(index, place(self._info.video_path, row, f"videos/{key}", video_key=key))
-            start = row[f"videos/{key}/from_timestamp"]
-            times = [start + t / self.fps for t in range(row["length"])]
-            # PyAV decodes front to back, and LeRobot keeps no decoder of it open on a file that may change.
-            frames = decode_video_frames(path, times, 0.5 / self.fps, backend="pyav", return_uint8=True)
-            pictures[camera] = frames.permute(0, 2, 3, 1).contiguous().numpy()
+            path = place(self._info.data_path, row, "data")
+            if key in self._video_keys:
+                path = place(self._info.video_path, row, f"videos/{key}", video_key=key)
+            try:
+                shown = self._decode(index, path, key) if key in self._video_keys else self._unpack(index, key)
+            except _UNDECODABLE as error:
+                raise self._unreadable(index, path, f"cannot be decoded ({error})") from error
+            if shown.shape != (row["length"], *size, 3):
+                raise self._unreadable(index, path, f"has pictures of shape {shown.shape}, not {(*size, 3)}")
+            pictures[camera] = shown
         return pictures
+
+    def _unpack(self, index: int, key: str) -> UInt8[ndarray, "T h w 3"]:
+        cells = self._read(index, [key], keep=False)[key].combine_chunks().field("bytes")
+        return np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
+
+    def _decode(self, index: int, path: str, key: str) -> UInt8[ndarray, "T h w 3"]:
+        row, file = self._episodes[index], self._intact(index, path)
+        start = row[f"videos/{key}/from_timestamp"]
+        times = [start + t / self.fps for t in range(row["length"])]
+        # PyAV decodes front to back, and LeRobot keeps no decoder of it open on a file that may change.
+        frames = decode_video_frames(file, times, 0.5 / self.fps, backend="pyav", return_uint8=True)
+        return frames.permute(0, 2, 3, 1).contiguous().numpy()
 
     def episode_digest(self, index: int) -> str:
         """SHA-256 of the files that the episode lies in and its place there. Taken once for an open store, from the
@@ -300,7 +338,10 @@ class ExperienceStore:
             row, known = self._episodes[index], self._checksums(index)
             digest = hashlib.sha256(f"{index} {row['dataset_from_index']} {row['length']}".encode())
             for path in self._files(row):
-                checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
+                try:
+                    checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
+                except OSError as error:
+                    raise self._unreadable(index, path, f"cannot be read ({error.strerror})") from error
                 digest.update(bytes.fromhex(checksum))
             self._digests[index] = digest.hexdigest()
         return self._digests[index]
@@ -332,10 +373,7 @@ class ExperienceStore:
         if path not in self._checked and (known := self._checksums(index)) is not None:
             problem = checksums.damage_of_file(self.root, path, known.get(path, ""))
             if problem is not None:
-                raise ValueError(
-                    f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
-                    "(`aloe data verify` names every damaged file)"
-                )
+                raise self._unreadable(index, path, problem)
             self._checked.add(path)
         return self.root / path
 
@@ -364,38 +402,34 @@ class ExperienceStore:
             place(self._info.video_path, row, f"videos/{key}", video_key=key) for key in self._video_keys
         ]
 
-    def _read(self, index: int, keys: list[str]) -> pa.Table:
-        """Columns of one episode. A file that LeRobot recorded may hold several."""
+    def _read(self, index: int, keys: list[str], keep: bool) -> pa.Table:
+        """Columns of one episode. keep: read those of a whole file once, for all of its episodes; not for pictures, which
+        are large."""
         row = self._episodes[index]
         path = place(self._info.data_path, row, "data")
-        try:
-            table = pq.read_table(self._intact(index, path), columns=list({*keys, "episode_index"}))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.root}: {path} of episode {index} cannot be read: {error}") from error
-        table = table.filter(pc.field("episode_index") == index) if len(table) != row["length"] else table
+        if not keep or self._last_read is None or self._last_read[0] != path:
+            columns, file = list({*keys, "episode_index"}), self._intact(index, path)
+            try:
+                table = pq.read_table(file, columns=columns, filters=None if keep else [("episode_index", "=", index)])
+            except (pa.ArrowException, OSError) as error:
+                raise self._unreadable(index, path, f"cannot be read ({error})") from error
+            self._last_read = (path, table) if keep else self._last_read
+        else:
+            table = self._last_read[1]
+        table = steps_of(table, index)
         if len(table) != row["length"]:
             raise ValueError(
                 f"{self.root}: episode {index} should have {row['length']} steps, its file has {len(table)}"
             )
         return table
 
-    def _read_columns(self, index: int) -> dict[str, ndarray]:
-        table = self._read(index, [*VECTORS, *COLUMNS.values(), "has_proposal"])
-        parts = {name: table[key].to_numpy() for name, key in COLUMNS.items()}
-        for key, name in VECTORS.items():
-            cells = table[key].combine_chunks()
-            flat = cells if self._info.features[key]["shape"] == (1,) else cells.flatten()
-            parts[name] = flat.to_numpy().reshape(len(table), -1)
-        proposed = table["has_proposal"].to_numpy()
-        parts["proposed_action"] = np.where(proposed[:, None], parts["proposed_action"], np.float32(np.nan))
-        return parts
-
-    def _no_columns(self) -> dict[str, ndarray]:
-        types = {key: self._info.features[key]["dtype"] for key in [*COLUMNS.values(), *VECTORS]}
-        parts = {name: np.zeros(0, types[key]) for name, key in COLUMNS.items()}
-        return parts | {
-            name: np.zeros((0, self._info.features[key]["shape"][0]), types[key]) for key, name in VECTORS.items()
-        }
+    def _unreadable(self, index: int, path: str, problem: str) -> ValueError:
+        if _inode(self.root) != self._inode:
+            return ValueError(f"{self.root} was compacted or replaced since it was opened; open it again")
+        return ValueError(
+            f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
+            "(`aloe data verify` names every damaged file)"
+        )
 
 
 def _existing(root: str | Path) -> Path:
@@ -404,6 +438,11 @@ def _existing(root: str | Path) -> Path:
             f"{root} is no store: it has no meta/info.json; record one with `aloe demos` or ExperienceStore.create()"
         )
     return Path(root)
+
+
+def _inode(root: Path) -> int:
+    """Another one after a compaction, which replaces the folder."""
+    return root.stat().st_ino
 
 
 def _load_info(root: Path) -> DatasetInfo:
