@@ -19,18 +19,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.utils import DEFAULT_TASKS_PATH, INFO_PATH, STATS_PATH, DatasetInfo
 
-from aloe.experience.index import Row, home, read_full, statistics
+from aloe.experience.index import UNREADABLE, Row, home, read_full, statistics
 
 Seals = dict[str, dict[str, Any]]
 """Content of a checksum file: episode -> its checksums."""
-UNREADABLE: Final = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
-"""What reading a damaged file ends in."""
 _COUNTS: Final = ("total_episodes", "total_frames", "total_tasks", "splits")
 
 
@@ -60,17 +57,24 @@ def read_seals(root: Path, path: str) -> Seals:
     try:
         content = json.loads((root / path).read_text())
         seals = content["episodes"] if content["sha256"] == _of_json(content["episodes"]) else None
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         seals = None
-    if seals is None:
+    if not isinstance(seals, dict) or not all(key.isdecimal() and _is_seal(seal) for key, seal in seals.items()):
         raise ValueError(
             f"{root}: {path} is damaged; restore it from a backup, or move it away and do without checksums"
         )
     return seals
 
 
+def _is_seal(value: Any) -> bool:
+    match value:
+        case {"row": str(), "info": str(), "files": dict(files)}:
+            return all(isinstance(checksum, str) and len(checksum) == 64 for checksum in files.values())
+    return False
+
+
 def write_seals(path: Path, seals: Seals) -> None:
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"sha256": _of_json(seals), "episodes": seals}))
 
 
@@ -182,22 +186,28 @@ def _damage_without_checksum(
 
 
 def _damage_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
-    """`stats.json` against the statistics of the episodes. LeRobot's own rounding is let pass."""
-    expected = None
+    """`stats.json` against the statistics of the episodes. LeRobot's own rounding is let pass, and the numbering of episodes
+    and frames, which its merging does not carry on."""
     try:
-        for part in statistics(root, rows):
-            expected = aggregate_stats([*([] if expected is None else [expected]), *part])
-        found = load_stats(root) or None
-        counted = 0 if found is None else int(np.sum(found["frame_index"]["count"]))
-    except (ValueError, TypeError, KeyError) as error:
+        yield from _differences_of_statistics(root, rows)
+    except UNREADABLE as error:
         yield Damage(episode=None, path=STATS_PATH, problem=f"cannot be compared with its episodes ({error!r})")
-        return
+
+
+def _differences_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
+    expected = None
+    for part in statistics(root, rows):
+        expected = aggregate_stats([*([] if expected is None else [expected]), *part])
+    found = load_stats(root) or None
+    counted = 0 if found is None else int(np.sum(found["frame_index"]["count"]))
     if counted > sum(row["length"] for row in rows):
         return  # an episode ahead, of a commit going on or cut short; made anew when the store is opened to write
     if (expected is None) != (found is None):
         yield Damage(episode=None, path=STATS_PATH, problem="is missing")
         return
     for column, values in (expected or {}).items():
+        if column in ("index", "episode_index", "task_index"):
+            continue
         other = (found or {}).get(column, {})
         same = set(values) <= set(other) and all(
             np.shape(values[name]) == np.shape(other[name]) and np.allclose(values[name], other[name], 1e-6, 1e-9)

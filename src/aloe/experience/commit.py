@@ -20,7 +20,7 @@ from lerobot.datasets.io_utils import load_stats, write_stats
 from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo
 
 from aloe.experience.checksums import seal_path
-from aloe.experience.index import Row, home, statistics, without_uncommitted
+from aloe.experience.index import UNREADABLE, Row, home, statistics, without_uncommitted
 
 STAGING: Final = "staging-"
 QUARANTINE: Final = "quarantine"
@@ -122,9 +122,13 @@ def settled_stats(root: Path, info: DatasetInfo, rows: list[Row]) -> Stats | Non
     try:
         stats = load_stats(root) or None
         counted = 0 if stats is None else int(np.sum(stats["frame_index"]["count"]))
-    except (ValueError, KeyError, TypeError) as error:
+        for column, values in (stats or {}).items():
+            shapes = {np.shape(value) for name, value in values.items() if name != "count"}
+            if len(shapes) > 1 or any(np.asarray(value).dtype.kind not in "fiu" for value in values.values()):
+                raise ValueError(f"those of {column!r} are no numbers")
+    except UNREADABLE as error:
         raise ValueError(
-            f"{root}: {STATS_PATH} is damaged; move it away, and it is made anew from the episodes when you open the store"
+            f"{root}: {STATS_PATH} is damaged ({error}); move it away, and it is made anew from the episodes when you open the store"
         ) from error
     if counted == info.total_frames:
         return stats

@@ -15,7 +15,6 @@ has files of its own, and is there when `meta/info.json` counts it (`commit.py`,
 import glob
 import hashlib
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -46,7 +45,7 @@ from aloe.experience.commit import (
     sync,
     sync_folders,
 )
-from aloe.experience.index import Row, place, read_rows, steps_of
+from aloe.experience.index import Row, place, read_rows, readable, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
 from aloe.experience.recorder import Recorder
@@ -66,17 +65,6 @@ from aloe.experience.schema import (
 )
 from aloe.types import Episode
 
-# What LeRobot's code and Arrow make of damaged metadata. Arrow says OSError where it cannot make sense of a footer.
-_MALFORMED: Final = (
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OSError,
-    pa.ArrowException,
-)
 # What the decoders make of damaged pictures.
 _UNDECODABLE: Final = (
     av.FFmpegError,
@@ -103,13 +91,11 @@ class ExperienceStore:
         self.root = root
         self._lock = lock
         self._inode = _inode(root)
-        try:
+        with readable(root, "meta/"):
             self._info = _load_info(root)
             self._episodes, mixed = read_rows(root, self._info)
             self.tasks: list[str] = _tasks(root, self._info)
             self._check_tasks_and_files()
-        except _MALFORMED as error:
-            raise ValueError(f"{root}: meta/ is damaged ({error!r}); restore the folder from a backup") from error
         self._stats: Stats | None = None
         self._settled = False
         self.labels = read_labels(root)
@@ -119,7 +105,8 @@ class ExperienceStore:
         self._seals: dict[str, checksums.Seals] = {}
         self._checked: set[str] = set()
         if lock is not None:
-            self._settle(mixed)
+            with readable(root, "meta/"):
+                self._settle(mixed)
 
     @classmethod
     def create(
@@ -300,7 +287,10 @@ class ExperienceStore:
         self._last_read = None
         parts = self._parsed or [no_steps(self._info.features)]
         stacked = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
+        try:
+            return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
+        except ValueError as error:
+            raise ValueError(f"{self.root}: {error}") from error
 
     def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
         """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""
@@ -428,7 +418,8 @@ class ExperienceStore:
             return ValueError(f"{self.root} was compacted or replaced since it was opened; open it again")
         return ValueError(
             f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
-            "(`aloe data verify` names every damaged file)"
+            "(`aloe data verify` names every damaged file); or, if another tool changed it on purpose, move meta/checksums "
+            "away"
         )
 
 
@@ -447,12 +438,14 @@ def _inode(root: Path) -> int:
 
 def _load_info(root: Path) -> DatasetInfo:
     """`meta/info.json`. Raises ValueError unless it is that of a store, and stays within its folder."""
-    try:
+    with readable(root, INFO_PATH):
         info = load_info(root)
+    try:
         check_features(info.features)
+    except ValueError as error:
+        raise ValueError(f"{root}: {error}") from error
+    with readable(root, INFO_PATH):
         templates = [Path(template) for template in (info.data_path, info.video_path) if template is not None]
-    except _MALFORMED as error:
-        raise ValueError(f"{root}: {INFO_PATH} is damaged ({error!r}); restore it from a backup") from error
     outside = any(path.is_absolute() or ".." in path.parts for path in templates)
     if outside or any("/" in key or key == ".." for key in info.features):
         raise ValueError(f"{root}: {INFO_PATH} names files outside its folder; do not use this dataset")
