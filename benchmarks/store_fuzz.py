@@ -19,15 +19,16 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +49,8 @@ PATIENCE_S = 60
 MEMORY = 6 * 2**30
 ODD = [None, -1, 0, 1, 2, 7, 2**31, 10**30, 0.5, -1e300, "", "x", "../..", "{", "{0}", "a/b", [], {}, [1], True, "v2.1"]
 Content = list[np.ndarray]
+Result = tuple[str, ...]
+"""What was damaged: of which subject, which kind of file, in which way; and what came of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,9 +219,9 @@ def _another_column(path: Path, chance: random.Random) -> None:
         case "renamed":
             table = table.rename_columns([*table.column_names[:column], "x", *table.column_names[column + 1 :]])
         case "rows":
-            table = table.take(chance.sample(rows, chance.randrange(len(rows) + 1)))
+            table = table.take(pa.array(chance.sample(rows, chance.randrange(len(rows) + 1)), pa.int64()))
         case "order":
-            table = table.take(chance.sample(rows, len(rows)))
+            table = table.take(pa.array(chance.sample(rows, len(rows)), pa.int64()))
         case "twice":
             table = pa.concat_tables([table, table])
     pq.write_table(table, path)
@@ -264,10 +267,10 @@ def outcome(subject: Subject, root: Path, kind: str, expected: Content, write: b
     return found
 
 
-def run_one(number: int, config: Config, folder: Path, expected: dict[str, Content]) -> tuple[str, str, str, str]:
+def run_one(number: int, config: Config, folder: Path, expected: dict[str, Content]) -> Result:
     chance = random.Random(f"{config.seed} {number}")
     name = list(SUBJECTS)[number % len(SUBJECTS)]
-    pristine, root = folder / "pristine" / name, folder / "damaged"
+    pristine, root = folder / "pristine" / name, folder / f"damaged-{os.getpid()}"
     shutil.rmtree(root, ignore_errors=True)
     shutil.copytree(pristine, root)
     by_kind: dict[str, list[Path]] = {}
@@ -284,7 +287,7 @@ def run_one(number: int, config: Config, folder: Path, expected: dict[str, Conte
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(PATIENCE_S)
     try:
-        found = outcome(SUBJECTS[name], root, kind, expected[name], write=number % 10 == 0)
+        found = outcome(SUBJECTS[name], root, kind, expected[name], write=number % 20 == 0)
     except Exception as error:  # to find these is what this is for
         found = f"FINDING: {error!r}"
     finally:
@@ -292,42 +295,40 @@ def run_one(number: int, config: Config, folder: Path, expected: dict[str, Conte
     return name, kind, way, found
 
 
-def run_some(numbers: range, config: Config, folder: Path, writer: int) -> None:
+def run_some(numbers: Sequence[int], config: Config, folder: Path, writer: int) -> None:
     """In a process of its own, which damaged input may end, or fill."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
-    av.logging.set_level(None)
+    os.dup2(os.open(folder / f"stderr-{os.getpid()}", os.O_WRONLY | os.O_CREAT), 2)
     expected = {name: subject.read(folder / "pristine" / name) for name, subject in SUBJECTS.items()}
     for number in numbers:
         os.write(writer, json.dumps(run_one(number, config, folder, expected)).encode() + b"\n")
 
 
-def results(config: Config, folder: Path) -> list[tuple[str, str, str, str]]:
-    found: list[tuple[str, str, str, str]] = []
-    while len(found) < config.mutations:
-        numbers = range(len(found), min(len(found) + 500, config.mutations))
+def results(numbers: Sequence[int], config: Config, folder: Path) -> dict[int, Result]:
+    """What came of these mutations; a process that dies is replaced by another, which goes on after it."""
+    found: dict[int, Result] = {}
+    while rest := [number for number in numbers if number not in found][:500]:
         reader, writer = os.pipe()
         if (pid := os.fork()) == 0:
             os.close(reader)
             try:
-                run_some(numbers, config, folder, writer)
+                run_some(rest, config, folder, writer)
+            except Exception:
+                traceback.print_exc()
             finally:
                 os._exit(0)
         os.close(writer)
         with open(reader, "rb") as lines:
-            found += [tuple(json.loads(line)) for line in lines]
+            for number, line in zip(rest, lines, strict=False):
+                found[number] = tuple(json.loads(line))
+                if found[number][3].startswith("FINDING"):
+                    print(f"mutation {number}: {', '.join(found[number])}", file=sys.stderr, flush=True)
         os.waitpid(pid, 0)
-        if len(found) < numbers.stop:
-            found.append(
-                (
-                    list(SUBJECTS)[len(found) % len(SUBJECTS)],
-                    "?",
-                    "?",
-                    f"FINDING: the process died: {(folder / 'stderr').read_text()[-400:]}",
-                )
-            )
-        print(f"{len(found)} of {config.mutations}", file=sys.stderr, flush=True)
+        if dead := [number for number in rest if number not in found]:
+            said = (folder / f"stderr-{pid}").read_text(errors="replace")[-400:]
+            found[dead[0]] = (list(SUBJECTS)[dead[0] % len(SUBJECTS)], "?", "?", f"FINDING: the process died: {said}")
+        print(f"{len(found)} of {len(numbers)}", file=sys.stderr, flush=True)
     return found
 
 
@@ -345,7 +346,11 @@ def main(config: Config) -> int:
             finally:
                 os._exit(code)
         assert os.waitpid(pid, 0)[1] == 0, "the stores could not even be recorded"
-        found = results(config, folder)
+        jobs = os.cpu_count() or 1
+        shares = [range(first, config.mutations, jobs) for first in range(jobs)]
+        with ThreadPoolExecutor(jobs) as pool:
+            parts = list(pool.map(lambda share: results(share, config, folder), shares))
+        found = [one for _, one in sorted((number, one) for part in parts for number, one in part.items())]
     kinds = ["refused", "as recorded", "otherwise, and verify tells", "otherwise"]
     counted = Counter((name, kind if kind in kinds else "finding") for name, _, _, kind in found)
     print_header(f"{config.mutations} damaged inputs, seed {config.seed}: how many were", ["of a", *kinds, "findings"])

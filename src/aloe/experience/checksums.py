@@ -186,7 +186,7 @@ def _damage_without_checksum(
 
 
 def _damage_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
-    """`stats.json` against the statistics of the episodes. LeRobot's own rounding is let pass, and the numbering of episodes
+    """`stats.json` against the statistics of the episodes. Let pass: LeRobot's own rounding, and the numbers of episodes
     and frames, which its merging does not carry on."""
     try:
         yield from _differences_of_statistics(root, rows)

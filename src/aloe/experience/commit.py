@@ -128,7 +128,8 @@ def settled_stats(root: Path, info: DatasetInfo, rows: list[Row]) -> Stats | Non
                 raise ValueError(f"those of {column!r} are no numbers")
     except UNREADABLE as error:
         raise ValueError(
-            f"{root}: {STATS_PATH} is damaged ({error}); move it away, and it is made anew from the episodes when you open the store"
+            f"{root}: {STATS_PATH} is damaged ({error}); move it away, and it is made anew from the episodes when you open "
+            "the store"
         ) from error
     if counted == info.total_frames:
         return stats

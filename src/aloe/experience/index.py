@@ -28,7 +28,11 @@ UNREADABLE: Final = (
     OverflowError,
     RecursionError,
 )
-"""What LeRobot's code, numpy and Arrow make of damaged metadata. Arrow says OSError where it cannot make sense of a footer."""
+"""What LeRobot's code, numpy and Arrow make of damaged metadata. Arrow says OSError where it makes no sense of a footer."""
+COPY_AGAIN: Final = (
+    "was it copied while it was written? Copy it again, meta/info.json first and then all the rest (docs/store.md), or "
+    "restore it from a backup"
+)
 Row = dict[str, Any]
 ROWS: Final = 100
 _KIND: Final = "meta/episodes"
@@ -76,26 +80,25 @@ def _read(path: Path) -> list[Row]:
 
 
 def _check(root: Path, info: DatasetInfo, rows: list[Row]) -> None:
-    remedy = "copy the store anew, or restore the folder from a backup"
     found = [row["episode_index"] for row in rows]
     if missing := sorted(set(range(info.total_episodes)) - set(found)):
         raise ValueError(
             f"{root} should have {info.total_episodes} episodes, but meta/episodes lacks {len(missing)} of them, "
-            f"the first number {missing[0]}; {remedy}"
+            f"the first number {missing[0]}; {COPY_AGAIN}"
         )
     if found != list(range(info.total_episodes)):
-        raise ValueError(f"{root}: meta/episodes holds an episode twice, or not in order; {remedy}")
+        raise ValueError(f"{root}: meta/episodes holds an episode twice, or not in order; {COPY_AGAIN}")
     end = 0
     for row in rows:
         begin, end = end, row["dataset_to_index"]
         if row["dataset_from_index"] != begin or end - begin != row["length"] or row["length"] < 1:
             raise ValueError(
-                f"{root}: meta/episodes contradicts itself about where episode {row['episode_index']} lies; {remedy}"
+                f"{root}: meta/episodes contradicts itself about where episode {row['episode_index']} lies; {COPY_AGAIN}"
             )
     if end != info.total_frames:
         raise ValueError(
             f"{root}: meta/info.json counts {info.total_episodes} episodes with {info.total_frames} frames, "
-            f"in meta/episodes they have {end}; {remedy}"
+            f"in meta/episodes they have {end}; {COPY_AGAIN}"
         )
 
 

@@ -45,7 +45,7 @@ from aloe.experience.commit import (
     sync,
     sync_folders,
 )
-from aloe.experience.index import Row, place, read_rows, readable, steps_of
+from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, readable, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
 from aloe.experience.recorder import Recorder
@@ -369,13 +369,14 @@ class ExperienceStore:
 
     def _check_tasks_and_files(self) -> None:
         """Raise ValueError unless everything that the committed episodes refer to is there."""
-        remedy = "copy the store anew, or restore them from a backup"
         if len(self.tasks) != self._info.total_tasks:
             raise ValueError(
-                f"{self.root}: {INFO_PATH} counts {self._info.total_tasks} tasks, there are {len(self.tasks)}; {remedy}"
+                f"{self.root}: {INFO_PATH} counts {self._info.total_tasks} tasks, there are {len(self.tasks)}; {COPY_AGAIN}"
             )
         if unknown := {task for row in self._episodes for task in row["tasks"]} - set(self.tasks):
-            raise ValueError(f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {remedy}")
+            raise ValueError(
+                f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {COPY_AGAIN}"
+            )
         found = {
             path
             for pattern in ("data/*/*.parquet", "videos/*/*/*.mp4")
@@ -383,7 +384,7 @@ class ExperienceStore:
         }
         if missing := sorted({path for row in self._episodes for path in self._files(row)} - found):
             raise ValueError(
-                f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {remedy}"
+                f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {COPY_AGAIN}"
             )
 
     def _files(self, row: Row) -> list[str]:
