@@ -24,7 +24,8 @@ from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.utils import DEFAULT_TASKS_PATH, INFO_PATH, STATS_PATH, DatasetInfo
 
-from aloe.experience.index import UNREADABLE, Row, home, read_full, statistics
+from aloe.experience.header import UNREADABLE
+from aloe.experience.index import Row, home, read_full, statistics
 
 Seals = dict[str, dict[str, Any]]
 """Content of a checksum file: episode -> its checksums."""

@@ -20,7 +20,8 @@ from lerobot.datasets.io_utils import load_stats, write_stats
 from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo
 
 from aloe.experience.checksums import seal_path
-from aloe.experience.index import UNREADABLE, Row, home, statistics, without_uncommitted
+from aloe.experience.header import UNREADABLE
+from aloe.experience.index import Row, home, statistics, without_uncommitted
 
 STAGING: Final = "staging-"
 QUARANTINE: Final = "quarantine"
@@ -34,6 +35,7 @@ _ORDER: Final = (
     STATS_PATH,
 )
 
+_STATISTICS: Final = {"min", "max", "mean", "std", "count"}  # what LeRobot cannot do without
 Stats = dict[str, dict[str, Any]]
 
 
@@ -124,8 +126,9 @@ def settled_stats(root: Path, info: DatasetInfo, rows: list[Row]) -> Stats | Non
         counted = 0 if stats is None else int(np.sum(stats["frame_index"]["count"]))
         for column, values in (stats or {}).items():
             shapes = {np.shape(value) for name, value in values.items() if name != "count"}
-            if len(shapes) > 1 or any(np.asarray(value).dtype.kind not in "fiu" for value in values.values()):
-                raise ValueError(f"those of {column!r} are no numbers")
+            numbers = all(np.asarray(value).dtype.kind in "fiu" for value in values.values())
+            if len(shapes) > 1 or not numbers or not set(values) >= _STATISTICS:
+                raise ValueError(f"those of {column!r} are not complete, or no numbers")
     except UNREADABLE as error:
         raise ValueError(
             f"{root}: {STATS_PATH} is damaged ({error}); move it away, and it is made anew from the episodes when you open "

@@ -5,7 +5,6 @@ LeRobot finds the row of an episode by its position in all files together. A fil
 every append slower than the last.
 """
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -17,18 +16,6 @@ from lerobot.datasets.io_utils import cast_stats_to_numpy
 from lerobot.datasets.utils import DEFAULT_EPISODES_PATH, DatasetInfo
 from numpy import ndarray
 
-UNREADABLE: Final = (
-    pa.ArrowException,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
-"""What LeRobot's code, numpy and Arrow make of damaged metadata. Arrow says OSError where it makes no sense of a footer."""
 COPY_AGAIN: Final = (
     "was it copied while it was written? Copy it again, meta/info.json first and then all the rest (docs/store.md), or "
     "restore it from a backup"
@@ -37,17 +24,6 @@ Row = dict[str, Any]
 ROWS: Final = 100
 _KIND: Final = "meta/episodes"
 _PLACE: Final = (f"{_KIND}/chunk_index", f"{_KIND}/file_index")
-
-
-@contextlib.contextmanager
-def readable(root: Path, path: str) -> Iterator[None]:
-    """What goes wrong while `path` is read becomes a ValueError that names it, unless it is one that does already."""
-    try:
-        yield
-    except UNREADABLE as error:
-        if isinstance(error, ValueError | OSError) and str(root) in str(error):
-            raise
-        raise ValueError(f"{root}: {path} is damaged ({error!r}); restore it from a backup") from error
 
 
 def read_rows(root: Path, info: DatasetInfo) -> tuple[list[Row], list[str]]:

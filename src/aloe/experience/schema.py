@@ -187,7 +187,7 @@ def check_episode(episode: Episode, cameras: dict[str, tuple[int, int]], state_d
 
 
 def parse(table: pa.Table, dataset_features: dict[str, dict[str, Any]]) -> dict[str, ndarray]:
-    """Columns on disk -> those of `Frames`."""
+    """Columns on disk -> those of `Frames`. Raises ValueError where they are not of the features' types and sizes."""
     parts = {name: table[key].to_numpy() for name, key in COLUMNS.items()}
     for key, name in VECTORS.items():
         cells = table[key].combine_chunks()
@@ -195,6 +195,10 @@ def parse(table: pa.Table, dataset_features: dict[str, dict[str, Any]]) -> dict[
         parts[name] = flat.to_numpy().reshape(len(table), -1)
     proposed = table["has_proposal"].to_numpy()
     parts["proposed_action"] = np.where(proposed[:, None], parts["proposed_action"], np.float32(np.nan))
+    for name, empty in no_steps(dataset_features).items():
+        found, wanted = parts[name], (empty.dtype, (len(table), *empty.shape[1:]))
+        if (found.dtype, found.shape) != wanted:
+            raise ValueError(f"its {name} is {found.dtype} {found.shape}, not {wanted[0]} {wanted[1]}")
     return parts
 
 

@@ -12,6 +12,7 @@ has files of its own, and is there when `meta/info.json` counts it (`commit.py`,
     .writer.json                               the lock of the process that writes (`lock.py`)
 """
 
+import contextlib
 import glob
 import hashlib
 import io
@@ -19,17 +20,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
-import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.datasets.io_utils import load_info, load_tasks
-from lerobot.datasets.utils import INFO_PATH, DatasetInfo
-from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frames
+from lerobot.datasets.io_utils import load_info
+from lerobot.datasets.utils import INFO_PATH
+from lerobot.datasets.video_utils import decode_video_frames
 from numpy import ndarray
 from PIL import Image
 
@@ -45,7 +44,8 @@ from aloe.experience.commit import (
     sync,
     sync_folders,
 )
-from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, readable, steps_of
+from aloe.experience.header import UNREADABLE, existing, inode, read_info, read_tasks, readable
+from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
 from aloe.experience.recorder import Recorder
@@ -58,26 +58,11 @@ from aloe.experience.schema import (
     Frames,
     cameras_of,
     check_episode,
-    check_features,
     features,
     no_steps,
     parse,
 )
 from aloe.types import Episode
-
-# What the decoders make of damaged pictures.
-_UNDECODABLE: Final = (
-    av.FFmpegError,
-    FrameTimestampError,
-    pa.ArrowException,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    IndexError,
-    KeyError,
-    TypeError,
-    Image.DecompressionBombError,
-)
 
 
 class ExperienceStore:
@@ -90,11 +75,11 @@ class ExperienceStore:
         """Use `create`, `open` or `read`. lock: None to read only."""
         self.root = root
         self._lock = lock
-        self._inode = _inode(root)
+        self._inode = inode(root)
         with readable(root, "meta/"):
-            self._info = _load_info(root)
+            self._info = read_info(root)
             self._episodes, mixed = read_rows(root, self._info)
-            self.tasks: list[str] = _tasks(root, self._info)
+            self.tasks: list[str] = read_tasks(root, self._info)
             self._check_tasks_and_files()
         self._stats: Stats | None = None
         self._settled = False
@@ -151,8 +136,8 @@ class ExperienceStore:
                 writes to it.
             OSError: the folder cannot be written.
         """
-        root = _existing(root)
-        _load_info(root)  # a folder that is no store gets no lock file
+        root = existing(root)
+        read_info(root)  # a folder that is no store gets no lock file
         return cls(root, WriterLock.acquire(root))
 
     @classmethod
@@ -162,13 +147,13 @@ class ExperienceStore:
 
         Raises ValueError if there is no store here, or it lacks columns or files of committed episodes.
         """
-        root = _existing(root)
+        root = existing(root)
         while True:
-            inode = _inode(root)
+            before = inode(root)
             try:
                 return cls(root, None)
             except ValueError:
-                if _inode(root) == inode:
+                if inode(root) == before:
                     raise  # else it was compacted meanwhile, and something was read before, something after
 
     def close(self) -> None:
@@ -231,7 +216,7 @@ class ExperienceStore:
             raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
         check_episode(episode, self.cameras, self.state_dim, self.action_dim)
         self._lock.check()
-        if _inode(self.root) != self._inode:
+        if inode(self.root) != self._inode:
             raise ValueError(f"{self.root} was compacted since it was opened; open it again")
         if (found := load_info(self.root).total_episodes) != self.num_episodes:
             raise ValueError(
@@ -282,8 +267,10 @@ class ExperienceStore:
     def columns(self) -> Frames:
         """Every step of the store, as labelled when it was opened. Each data file is read once and kept."""
         while len(self._parsed) < self.num_episodes:
-            table = self._read(len(self._parsed), [*VECTORS, *COLUMNS.values(), "has_proposal"], keep=True)
-            self._parsed.append(parse(table, self._info.features))
+            index = len(self._parsed)
+            with self._reading(index, place(self._info.data_path, self._episodes[index], "data")):
+                table = self._read(index, [*VECTORS, *COLUMNS.values(), "has_proposal"], keep=True)
+                self._parsed.append(parse(table, self._info.features))
         self._last_read = None
         parts = self._parsed or [no_steps(self._info.features)]
         stacked = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -300,10 +287,8 @@ class ExperienceStore:
             path = place(self._info.data_path, row, "data")
             if key in self._video_keys:
                 path = place(self._info.video_path, row, f"videos/{key}", video_key=key)
-            try:
+            with self._reading(index, path):
                 shown = self._decode(index, path, key) if key in self._video_keys else self._unpack(index, key)
-            except _UNDECODABLE as error:
-                raise self._unreadable(index, path, f"cannot be decoded ({error})") from error
             if shown.shape != (row["length"], *size, 3):
                 raise self._unreadable(index, path, f"has pictures of shape {shown.shape}, not {(*size, 3)}")
             pictures[camera] = shown
@@ -328,10 +313,8 @@ class ExperienceStore:
             row, known = self._episodes[index], self._checksums(index)
             digest = hashlib.sha256(f"{index} {row['dataset_from_index']} {row['length']}".encode())
             for path in self._files(row):
-                try:
+                with self._reading(index, path):
                     checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
-                except OSError as error:
-                    raise self._unreadable(index, path, f"cannot be read ({error.strerror})") from error
                 digest.update(bytes.fromhex(checksum))
             self._digests[index] = digest.hexdigest()
         return self._digests[index]
@@ -400,10 +383,7 @@ class ExperienceStore:
         path = place(self._info.data_path, row, "data")
         if not keep or self._last_read is None or self._last_read[0] != path:
             columns, file = list({*keys, "episode_index"}), self._intact(index, path)
-            try:
-                table = pq.read_table(file, columns=columns, filters=None if keep else [("episode_index", "=", index)])
-            except (pa.ArrowException, OSError) as error:
-                raise self._unreadable(index, path, f"cannot be read ({error})") from error
+            table = pq.read_table(file, columns=columns, filters=None if keep else [("episode_index", "=", index)])
             self._last_read = (path, table) if keep else self._last_read
         else:
             table = self._last_read[1]
@@ -414,45 +394,20 @@ class ExperienceStore:
             )
         return table
 
+    @contextlib.contextmanager
+    def _reading(self, index: int, path: str) -> Iterator[None]:
+        try:
+            yield
+        except UNREADABLE as error:
+            if type(error) is ValueError and str(self.root) in str(error):
+                raise
+            raise self._unreadable(index, path, f"cannot be read ({error!r})") from error
+
     def _unreadable(self, index: int, path: str, problem: str) -> ValueError:
-        if _inode(self.root) != self._inode:
+        if inode(self.root) != self._inode:
             return ValueError(f"{self.root} was compacted or replaced since it was opened; open it again")
         return ValueError(
             f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
             "(`aloe data verify` names every damaged file); or, if another tool changed it on purpose, move meta/checksums "
             "away"
         )
-
-
-def _existing(root: str | Path) -> Path:
-    if not (Path(root) / INFO_PATH).is_file():
-        raise ValueError(
-            f"{root} is no store: it has no meta/info.json; record one with `aloe demos` or ExperienceStore.create()"
-        )
-    return Path(root)
-
-
-def _inode(root: Path) -> int:
-    """Another one after a compaction, which replaces the folder."""
-    return root.stat().st_ino
-
-
-def _load_info(root: Path) -> DatasetInfo:
-    """`meta/info.json`. Raises ValueError unless it is that of a store, and stays within its folder."""
-    with readable(root, INFO_PATH):
-        info = load_info(root)
-    try:
-        check_features(info.features)
-    except ValueError as error:
-        raise ValueError(f"{root}: {error}") from error
-    with readable(root, INFO_PATH):
-        templates = [Path(template) for template in (info.data_path, info.video_path) if template is not None]
-    outside = any(path.is_absolute() or ".." in path.parts for path in templates)
-    if outside or any("/" in key or key == ".." for key in info.features):
-        raise ValueError(f"{root}: {INFO_PATH} names files outside its folder; do not use this dataset")
-    return info
-
-
-def _tasks(root: Path, info: DatasetInfo) -> list[str]:
-    """The tasks of the committed episodes: a commit replaces their file just before `info.json`."""
-    return load_tasks(root).index.tolist()[: info.total_tasks] if info.total_tasks else []
