@@ -4,10 +4,10 @@ The compacted store is built beside the old one, as `.<name>-compacting`, and co
 places in one step of the kernel's: whoever opens the store, LeRobot included, sees all of the old or all of the new. The
 old one goes to `quarantine/`. `docs/store.md` says what a crash leaves.
 
-Why not LeRobot's `aggregate_datasets`: it writes a file anew for each one that it appends, so its time grows with the
-square of the episodes; it decodes and encodes every picture each time; it turns lists of a fixed length into others; and
-where `meta/episodes` has several files, its rows name files that they no longer stand in. What it does to videos is right
-and is used here: LeRobot joins them packet by packet, without encoding again.
+Why not LeRobot's `aggregate_datasets`: it writes a file anew, row by row, for each one that it appends, so its time grows
+with the square of the episodes; it turns lists of a fixed length into others; and where `meta/episodes` has several files,
+its rows name files that they no longer stand in. What it does to videos is right and is used here: LeRobot joins them packet
+by packet, without encoding again.
 """
 
 import ctypes
