@@ -6,7 +6,7 @@ old one goes to `quarantine/`. `docs/store.md` says what a crash leaves.
 
 Why not LeRobot's `aggregate_datasets`: it writes a file anew, row by row, for each one that it appends, so its time grows
 with the square of the episodes; it turns lists of a fixed length into others; and where `meta/episodes` has several files,
-its rows name files that they no longer stand in. What it does to videos is right and is used here: LeRobot joins them packet
+its rows name files that they no longer stand in. What it does to videos is right and is used here: it joins them packet
 by packet, without encoding again.
 """
 
@@ -80,9 +80,14 @@ def compact(root: Path) -> Compacted:
                     sync(path)
             sync(new)
         except BaseException:
+            if new.exists():
+                shutil.rmtree(new)
+            raise
+        try:
+            exchange(root, new)
+        except OSError:  # and then they have not changed places
             shutil.rmtree(new)
             raise
-        exchange(root, new)
         sync(root.parent)
         return Compacted(before=plan.before, after=plan.after, aside=set_other_version_aside(root))
 
@@ -90,10 +95,10 @@ def compact(root: Path) -> Compacted:
 def exchange(one: Path, other: Path) -> None:
     """Let two folders change places, in one step. Raises OSError where the file system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        raise _not_in_one_step(one, errno.ENOSYS)
     if libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
-        number = ctypes.get_errno()
-        shutil.rmtree(other)
-        raise _not_in_one_step(one, number)
+        raise _not_in_one_step(one, ctypes.get_errno())
 
 
 def _not_in_one_step(root: Path, number: int) -> OSError:

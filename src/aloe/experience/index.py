@@ -6,6 +6,7 @@ every append slower than the last.
 """
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,10 +58,11 @@ def _read(path: Path) -> list[Row]:
 
 def _check(root: Path, info: DatasetInfo, rows: list[Row]) -> None:
     found = [row["episode_index"] for row in rows]
-    if missing := sorted(set(range(info.total_episodes)) - set(found)):
+    if (missing := info.total_episodes - len(known := set(found))) > 0:
+        first = next(number for number in count() if number not in known)
         raise ValueError(
-            f"{root} should have {info.total_episodes} episodes, but meta/episodes lacks {len(missing)} of them, "
-            f"the first number {missing[0]}; {COPY_AGAIN}"
+            f"{root} should have {info.total_episodes} episodes, but meta/episodes lacks {missing} of them, "
+            f"the first number {first}; {COPY_AGAIN}"
         )
     if found != list(range(info.total_episodes)):
         raise ValueError(f"{root}: meta/episodes holds an episode twice, or not in order; {COPY_AGAIN}")
