@@ -28,7 +28,6 @@ from jaxtyping import UInt8
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.io_utils import load_info
 from lerobot.datasets.utils import INFO_PATH
-from lerobot.datasets.video_utils import decode_video_frames
 from numpy import ndarray
 from PIL import Image
 
@@ -44,6 +43,7 @@ from aloe.experience.commit import (
     sync,
     sync_folders,
 )
+from aloe.experience.foreign import _decode as decode_video  # which an mp4 without a codec does not crash
 from aloe.experience.header import UNREADABLE, existing, inode, read_info, read_tasks, readable
 from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
@@ -288,7 +288,7 @@ class ExperienceStore:
             if key in self._video_keys:
                 path = place(self._info.video_path, row, f"videos/{key}", video_key=key)
             with self._reading(index, path):
-                shown = self._decode(index, path, key) if key in self._video_keys else self._unpack(index, key)
+                shown = self._decode(index, path, key, size) if key in self._video_keys else self._unpack(index, key)
             if shown.shape != (row["length"], *size, 3):
                 raise self._unreadable(index, path, f"has pictures of shape {shown.shape}, not {(*size, 3)}")
             pictures[camera] = shown
@@ -298,13 +298,11 @@ class ExperienceStore:
         cells = self._read(index, [key], keep=False)[key].combine_chunks().field("bytes")
         return np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
 
-    def _decode(self, index: int, path: str, key: str) -> UInt8[ndarray, "T h w 3"]:
+    def _decode(self, index: int, path: str, key: str, size: tuple[int, int]) -> UInt8[ndarray, "T h w 3"]:
         row, file = self._episodes[index], self._intact(index, path)
         start = row[f"videos/{key}/from_timestamp"]
-        times = [start + t / self.fps for t in range(row["length"])]
         # PyAV decodes front to back, and LeRobot keeps no decoder of it open on a file that may change.
-        frames = decode_video_frames(file, times, 0.5 / self.fps, backend="pyav", return_uint8=True)
-        return frames.permute(0, 2, 3, 1).contiguous().numpy()
+        return decode_video(file, [start + t / self.fps for t in range(row["length"])], self.fps, size)
 
     def episode_digest(self, index: int) -> str:
         """SHA-256 of the files that the episode lies in and its place there. Taken once for an open store, from the
@@ -399,7 +397,7 @@ class ExperienceStore:
         try:
             yield
         except UNREADABLE as error:
-            if type(error) is ValueError and str(self.root) in str(error):
+            if type(error) is ValueError and str(self.root) in str(error) and inode(self.root) == self._inode:
                 raise
             raise self._unreadable(index, path, f"cannot be read ({error!r})") from error
 
