@@ -23,6 +23,8 @@ HELP = {
     "info": ["ROOT", "Folder of the store"],
     "label": ["ROOT", "EPISODE", "--outcome", "--reward", "--source", "--undo"],
     "show": ["ROOT", "EPISODE", "--output"],
+    "verify": ["ROOT", "Exit code 1"],
+    "compact": ["ROOT", "quarantine/"],
 }
 
 
@@ -240,3 +242,93 @@ def test_what_was_imported_is_written_down(root: Path) -> None:
     assert record["success"] == [True, False]
     assert record["options"]["policy_version"] == 2
     assert record["notes"]["who acted"] == "intervention"
+
+
+def verified(capsys: pytest.CaptureFixture[str], root: Path) -> list[str]:
+    """What `aloe data verify` says of a store that is damaged."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        aloe("data", "verify", root)
+    assert ended.value.code == 1
+    return capsys.readouterr().out.splitlines()
+
+
+def test_verify_names_each_damaged_episode_and_file(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    aloe("data", "verify", root)
+    assert capsys.readouterr().out == "2 episodes checked: none damaged\n"
+    data, stats = root / "data/chunk-000/file-001.parquet", root / "meta/stats.json"
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    changed = json.loads(stats.read_text())
+    changed["action"]["min"][0] -= 1
+    stats.write_text(json.dumps(changed))
+    assert verified(capsys, root) == [
+        "data/chunk-000/file-001.parquet of episode 1 is not what was recorded (its SHA-256 differs)",
+        "meta/stats.json has another 'action' than its episodes",
+        "2 episodes checked: 1 damaged, and 1 files of the store as a whole",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("meta/info.json", "meta/info.json cannot be read (JSONDecodeError"),
+        ("meta/episodes/chunk-000/file-000.parquet", "meta/episodes/chunk-000/file-000.parquet cannot be read"),
+        ("meta/tasks.parquet", "meta/tasks.parquet cannot be read"),
+        ("meta/aloe_labels.jsonl", "cannot be opened"),
+    ],
+)
+def test_verify_names_what_it_can_where_the_store_cannot_even_be_opened(
+    root: Path, capsys: pytest.CaptureFixture[str], path: str, said: str
+) -> None:
+    (root / path).write_text("no longer\n")
+    (root / "data/chunk-000/file-000.parquet").unlink()
+    lines = verified(capsys, root)
+    assert said in lines[0] + lines[-2]
+    assert "data/chunk-000/file-000.parquet of episode 0 cannot be read (No such file or directory)" in lines
+    assert "cannot be opened" in lines[-2]
+    assert lines[-1].startswith("2 episodes checked: 1 damaged")
+
+
+def test_verify_of_no_store_is_the_users_mistake(
+    record_with_lerobot: Record, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "is no store" in refused(capsys, "data", "verify", tmp_path)
+    folder = record_with_lerobot([{"next.success": [False, True]}])
+    assert "aloe data import" in refused(capsys, "data", "verify", folder)
+
+
+def test_verify_says_which_episodes_have_no_checksums(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "meta/checksums/chunk-000/file-000.json").unlink()
+    capsys.readouterr()
+    aloe("data", "verify", root)
+    assert "2 have no checksums (episode 0-1)" in capsys.readouterr().out
+    (root / "data/chunk-000/file-000.parquet").write_text("PAR1 no longer")
+    assert "data/chunk-000/file-000.parquet of episode 0 cannot be read" in verified(capsys, root)[0]
+
+
+def test_compact_says_where_the_old_version_is_and_how_to_remove_it(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    aloe("data", "compact", root)
+    aside = root / "quarantine/000"
+    assert capsys.readouterr().out.splitlines() == [
+        f"{root}: 3 files became 2",
+        f"the version before is in {aside}; when you need it no more: rm -r {aside}",
+    ]
+    assert ExperienceStore.read(aside).num_episodes == 2
+    aloe("data", "compact", root)
+    assert capsys.readouterr().out == f"{root}: 2 files, and nothing to merge\n"
+    aloe(
+        "data", "import", root.parent / "foreign", "--root", root, "--policy-version", 2
+    )  # its episodes are known still
+    assert ExperienceStore.read(root).num_episodes == 2
+    data = root / "data/chunk-001/file-000.parquet"
+    data.write_bytes(data.read_bytes()[:-1] + b"?")
+    assert verified(capsys, root) == [
+        "data/chunk-001/file-000.parquet of episode 0-1 is not what was recorded (its SHA-256 differs)",
+        "2 episodes checked: 2 damaged",
+    ]
+    with ExperienceStore.open(root), pytest.raises(ValueError, match="is not compacted"):
+        COMMANDS["compact"](root=root).main()

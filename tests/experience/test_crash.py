@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
+from aloe.experience import compact as compaction
+from aloe.experience.compact import compact
+from aloe.experience.labels import Label, write_label
 from aloe.experience.store import ExperienceStore
 from aloe.types import Episode
 
@@ -38,12 +41,19 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 class WritePoints:
     """Ends the process at one of the points where it is about to change the disk: files opened for writing, folders made
-    and removed, renames, and each fsync. What Arrow and the video encoder write lies between two of them."""
+    and removed, links, renames, a compaction's exchange, and each fsync. What Arrow and the video encoder write lies
+    between two of them."""
 
     def __init__(self, root: Path) -> None:
         self._root, self.seen, self._last = str(root), [], None
         sys.addaudithook(self._hear)
-        fsync = os.fsync
+        fsync, exchange = os.fsync, compaction.exchange
+
+        def exchange_or_die(one: Path, other: Path) -> None:
+            self._meet(f"exchange {one}")
+            exchange(one, other)
+
+        compaction.exchange = exchange_or_die
 
         def fsync_or_die(handle: int) -> None:
             self._meet("fsync " + os.readlink(f"/proc/self/fd/{handle}"))
@@ -55,7 +65,7 @@ class WritePoints:
         self.seen, self._last = [], number
 
     def _hear(self, event: str, args: tuple) -> None:
-        writes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
+        writes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.link")
         if event == "open":
             writes = isinstance(args[2], int) and bool(args[2] & (os.O_WRONLY | os.O_RDWR))
         if writes and (self._root in str(args[0]) or self._root in str(args[-1])):
@@ -182,6 +192,50 @@ def test_process_that_ends_at_any_write_of_tidying_up_loses_nothing(tmp_path: Pa
             store.append(other)
             assert len(store.columns()) == 9
         check(root, [*kept, other], lerobot=number % 4 == 0)
+
+
+@pytest.mark.slow
+def test_process_that_ends_at_any_write_of_a_compaction_leaves_the_old_or_the_new_store(
+    tmp_path: Path, episode
+) -> None:
+    """Before anybody has tidied up, LeRobot reads it as well; and whatever is not in use is kept."""
+    root, spare = tmp_path / "disk" / "store", tmp_path / "spare"
+    kept = [episode(0), episode(1, task="a new task"), episode(2)]
+    with ExperienceStore.create(root, cameras=CAMERAS, state_dim=5, action_dim=3, fps=20) as store:
+        for one in kept:
+            store.append(one)
+        write_label(root, store.columns(), 1, Label(reward=-7.0))
+    shutil.copytree(root.parent, spare)
+    points = write_points(root.parent, lambda: compact(root), tmp_path / "points")
+    (swap,) = [i for i, point in enumerate(points) if point.startswith("exchange")]
+    (aside,) = [i for i, point in enumerate(points) if point.endswith("quarantine/000")]
+    # Data, rows, checksums and all that stays are on the disk before, each in its folder; the swap itself is right after.
+    assert sum(point.startswith("fsync") for point in points[:swap]) >= 12
+    assert points[swap + 1] == f"fsync {root.parent}"
+
+    def die(number: int) -> None:
+        WritePoints(root.parent).die_at(number)
+        compact(root)
+
+    for number in range(len(points)):
+        shutil.rmtree(root.parent)
+        shutil.copytree(spare, root.parent)
+        assert in_a_child(lambda number=number: die(number)) == DIED, points[number]
+        assert len(list(root.glob("data/*/*"))) == (3 if number <= swap else 1), points[number]
+        reader = ExperienceStore.read(root)
+        assert (list(reader.verify()), reader.columns().reward[5]) == ([], -7.0)
+        if number % 20 == 0 or abs(number - swap) < 3:
+            check_lerobot(root, kept)
+        check(root, kept, lerobot=False)
+        assert os.listdir(root.parent) == ["store"]
+        before = list(root.glob("quarantine/*/data/*/*"))
+        assert number <= swap or len(before) == 3, points[number]
+        if number % 10 == 0 or swap <= number <= aside:
+            compact(root)
+            other = episode(3)
+            with ExperienceStore.open(root) as store:
+                store.append(other)
+            check(root, [*kept, other], lerobot=number % 20 == 0)
 
 
 @pytest.mark.slow

@@ -2,7 +2,10 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,23 +141,69 @@ def test_reader_changes_nothing_not_even_leftovers(store: ExperienceStore, make_
     assert state() == before
 
 
+def copy_rest(root: Path, copy: Path) -> None:
+    """The second command of docs/store.md, without rsync."""
+    for path in root.rglob("*"):
+        if path.is_file() and path != root / "meta/info.json" and path.name != ".writer.json":
+            target = copy / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+
+def copy_info(root: Path, copy: Path) -> None:
+    (copy / "meta").mkdir(parents=True, exist_ok=True)
+    (copy / "meta/info.json").write_bytes((root / "meta/info.json").read_bytes())
+
+
 def test_store_that_was_copied_while_it_was_written_is_whole_if_the_count_was_copied_first(
     store: ExperienceStore, make_episode: MakeEpisode, tmp_path: Path
 ) -> None:
-    """The recipe of docs/store.md: info.json first, then all the rest."""
     store.append(make_episode(0))
-    info = (store.root / "meta/info.json").read_bytes()
-    store.append(make_episode(1, task="another"))  # between the two copies
-    store.append(make_episode(2))
     copy = tmp_path / "copy"
-    for path in store.root.rglob("*"):
-        if path.is_file() and path.name not in ("info.json", ".writer.json"):
-            target = copy / path.relative_to(store.root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    (copy / "meta/info.json").write_bytes(info)
+    copy_info(store.root, copy)
+    store.append(make_episode(1, task="another"))  # between the two
+    store.append(make_episode(2))
+    copy_rest(store.root, copy)
     with ExperienceStore.open(copy) as copied:
         np.testing.assert_array_equal(copied.columns().action, make_episode(0).action)
         assert list(copied.verify()) == []
         assert json.loads((copy / "meta/stats.json").read_text())["action"]["count"] == [6]
         assert copied.append(make_episode(1)) == 1
+
+
+@pytest.mark.parametrize("rows_too", [False, True], ids=["data are missing", "rows are missing"])
+def test_copy_whose_count_is_newer_than_its_data_says_how_to_copy(
+    store: ExperienceStore, make_episode: MakeEpisode, tmp_path: Path, rows_too: bool
+) -> None:
+    store.append(make_episode(0))
+    copy = tmp_path / "copy"
+    copy_rest(store.root, copy)
+    store.append(make_episode(1))
+    copy_info(store.root, copy)
+    if not rows_too:
+        rows = "meta/episodes/chunk-000/file-000.parquet"
+        (copy / rows).write_bytes((store.root / rows).read_bytes())
+    with pytest.raises(ValueError, match=r"was it copied while it was written\? Copy it again, meta/info\.json first"):
+        ExperienceStore.read(copy)
+    copy_info(store.root, copy)
+    copy_rest(store.root, copy)
+    assert list(ExperienceStore.read(copy).verify()) == []
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="needs rsync")
+def test_recipe_of_the_docs_copies_with_rsync(
+    store: ExperienceStore, make_episode: MakeEpisode, tmp_path: Path
+) -> None:
+    recipe = (Path(__file__).parents[2] / "docs/store.md").read_text()
+    lines = [line.strip() for line in recipe.splitlines() if line.startswith(("    mkdir", "    rsync"))]
+    first, second, third = (
+        shlex.split(line.replace("STORE", str(store.root)).replace("COPY", str(tmp_path / "copy"))) for line in lines
+    )
+    store.append(make_episode(0))
+    (store.root / "staging-x").mkdir()
+    subprocess.run(first, check=True)
+    subprocess.run(second, check=True)
+    store.append(make_episode(1))
+    subprocess.run(third, check=True)
+    assert not list((tmp_path / "copy").glob("staging-*"))
+    np.testing.assert_array_equal(ExperienceStore.open(tmp_path / "copy").columns().action, make_episode(0).action)

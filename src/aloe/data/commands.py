@@ -1,5 +1,7 @@
-"""`aloe data import`, `info`, `label` and `show`. Another one is a dataclass here and an entry in `COMMANDS`."""
+"""The commands below `aloe data`. Another one is a dataclass here and an entry in `COMMANDS`."""
 
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,9 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from aloe.data.damage import verify_store
 from aloe.data.inventory import inventory
+from aloe.experience.compact import compact
 from aloe.experience.foreign import ForeignDataset
 from aloe.experience.importers import import_dataset
 from aloe.experience.labels import Label, Outcome, SourceName, undo_label, write_label
@@ -101,7 +105,45 @@ class Show:
         _say(f"wrote {path}")
 
 
-COMMANDS = {"import": Import, "info": Info, "label": LabelEpisode, "show": Show}
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Compare every file with its checksum and name what is damaged. Exit code 1 if something is."""
+
+    root: Root
+    """Folder of the store; it is only read."""
+
+    def main(self) -> None:
+        report = verify_store(self.root)
+        for line in report.lines:
+            _say(line)
+        if report.damaged:
+            sys.exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compact:
+    """Merge the many small files of a store into few large ones. What was there before goes to quarantine/."""
+
+    root: Root
+    """Folder of the store; nobody else may write to it meanwhile."""
+
+    def main(self) -> None:
+        done = compact(self.root)
+        if done.aside is None:
+            _say(f"{self.root}: {done.before} files, and nothing to merge")
+            return
+        _say(f"{self.root}: {done.before} files became {done.after}")
+        _say(f"the version before is in {done.aside}; when you need it no more: rm -r {shlex.quote(str(done.aside))}")
+
+
+COMMANDS = {
+    "import": Import,
+    "info": Info,
+    "label": LabelEpisode,
+    "show": Show,
+    "verify": Verify,
+    "compact": Compact,
+}
 
 
 def _say(line: str) -> None:

@@ -11,18 +11,20 @@ counts. Episodes that LeRobot wrote, or an ALOE before there were checksums, hav
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.io_utils import load_stats
-from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo
+from lerobot.datasets.utils import DEFAULT_TASKS_PATH, INFO_PATH, STATS_PATH, DatasetInfo
 
+from aloe.experience.header import UNREADABLE
 from aloe.experience.index import Row, home, read_full, statistics
 
 Seals = dict[str, dict[str, Any]]
@@ -56,28 +58,30 @@ def read_seals(root: Path, path: str) -> Seals:
     try:
         content = json.loads((root / path).read_text())
         seals = content["episodes"] if content["sha256"] == _of_json(content["episodes"]) else None
-    except (ValueError, KeyError, TypeError):
+    except UNREADABLE:
         seals = None
-    if seals is None:
+    if not isinstance(seals, dict) or not all(key.isdecimal() and _is_seal(seal) for key, seal in seals.items()):
         raise ValueError(
             f"{root}: {path} is damaged; restore it from a backup, or move it away and do without checksums"
         )
     return seals
 
 
+def _is_seal(value: Any) -> bool:
+    match value:
+        case {"row": str(), "info": str(), "files": dict(files)}:
+            return all(isinstance(checksum, str) and len(checksum) == 64 for checksum in files.values())
+    return False
+
+
 def write_seals(path: Path, seals: Seals) -> None:
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"sha256": _of_json(seals), "episodes": seals}))
 
 
-def seal(staging: Path, row: Row, info: DatasetInfo) -> dict[str, Any]:
-    """Checksums of the one episode that lies in `staging`."""
-    files = sorted(path for pattern in ("data/*/*", "videos/*/*/*") for path in staging.glob(pattern))
-    return {
-        "row": _of_json(row),
-        "info": _of_info(info),
-        "files": {path.relative_to(staging).as_posix(): file_checksum(path) for path in files},
-    }
+def seal(row: Row, info: DatasetInfo, files: dict[str, str]) -> dict[str, Any]:
+    """Checksums of an episode. row: with its statistics. files: each file that it lies in, and its SHA-256."""
+    return {"row": _of_json(row), "info": _of_info(info), "files": files}
 
 
 def file_checksum(path: Path) -> str:
@@ -95,28 +99,28 @@ def damage_of_file(root: Path, path: str, checksum: str) -> str | None:
 
 
 def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[str]]) -> Iterator[Damage]:
-    """Everything that can be found out about damage, by reading every file. rows, files: of each episode."""
-    sealed, home_of = {}, {row["episode_index"]: home(row) for row in rows}
+    """Everything that can be found out about damage, by reading every file once. rows, files: of each episode."""
     full: dict[int, Row] = {}
-    for path in dict.fromkeys(home_of.values()):
+    for path in dict.fromkeys(home(row) for row in rows):
         try:
             full |= {row["episode_index"]: row for row in read_full(root / path)}
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             yield Damage(episode=None, path=path, problem=f"cannot be read ({error})")
-    sound = len(full) >= len(rows)
+    sealed: Seals = {}
     for path in dict.fromkeys(seal_path(row) for row in rows):
         try:
             sealed |= read_seals(root, path)
         except ValueError:
             yield Damage(episode=None, path=path, problem="is damaged")
+    sound = len(full) >= len(rows)
+    damage_of, steps_of = cache(partial(damage_of_file, root)), cache(partial(_steps, root))
     for index, row in enumerate(rows):
         known = sealed.get(str(index))
         if known is None:
-            yield from _damage_without_checksum(root, index, row, files[index])
+            yield from _damage_without_checksum(root, index, row, files[index], steps_of)
             continue
         for path in files[index]:
-            problem = damage_of_file(root, path, known["files"].get(path, ""))
-            if problem is not None:
+            if (problem := damage_of(path, known["files"].get(path, ""))) is not None:
                 yield Damage(episode=index, path=path, problem=problem)
         if index in full and _of_json(full[index]) != known["row"]:
             sound = False
@@ -129,12 +133,50 @@ def verify(root: Path, info: DatasetInfo, rows: list[Row], files: list[list[str]
         yield from _damage_of_statistics(root, rows)
 
 
-def _damage_without_checksum(root: Path, index: int, row: Row, files: list[str]) -> Iterator[Damage]:
+def survey(root: Path) -> tuple[list[Damage], int]:
+    """What the checksums alone tell of a store that is too damaged to be opened, and of how many episodes."""
+    found: list[Damage] = []
+    try:
+        counted = int(json.loads((root / INFO_PATH).read_bytes())["total_episodes"])
+    except UNREADABLE as error:
+        found.append(Damage(episode=None, path=INFO_PATH, problem=f"cannot be read ({error!r})"))
+        counted = None
+    metadata = sorted(root.glob("meta/episodes/*/*.parquet"))
+    for path in [root / DEFAULT_TASKS_PATH, *metadata]:
+        try:
+            pq.read_table(path)
+        except UNREADABLE as error:
+            name = path.relative_to(root).as_posix()
+            found.append(Damage(episode=None, path=name, problem=f"cannot be read ({error})"))
+    sealed: Seals = {}
+    for path in sorted(root.glob("meta/checksums/*/*.json")):
+        name = path.relative_to(root).as_posix()
+        try:
+            sealed |= read_seals(root, name)
+        except ValueError:
+            found.append(Damage(episode=None, path=name, problem="is damaged"))
+    committed = {int(key): value for key, value in sealed.items() if counted is None or int(key) < counted}
+    damage_of = cache(partial(damage_of_file, root))
+    for index, known in sorted(committed.items()):
+        for path, checksum in known["files"].items():
+            if (problem := damage_of(path, checksum)) is not None:
+                found.append(Damage(episode=index, path=path, problem=problem))
+    return found, len(committed)
+
+
+def _steps(root: Path, path: str) -> dict[int, int]:
+    """Episode -> how many steps of it a data file holds."""
+    return Counter(pq.read_table(root / path, columns=["episode_index"])["episode_index"].to_pylist())
+
+
+def _damage_without_checksum(
+    root: Path, index: int, row: Row, files: list[str], steps_of: Callable[[str], dict[int, int]]
+) -> Iterator[Damage]:
     """Without a checksum all that can be said is whether the file can be read and has the episode's steps."""
     data, *videos = files
     try:
-        steps = (pq.read_table(root / data)["episode_index"].to_numpy() == index).sum()
-    except (pa.ArrowException, OSError, KeyError) as error:
+        steps = steps_of(data).get(index, 0)
+    except UNREADABLE as error:
         yield Damage(episode=index, path=data, problem=f"cannot be read ({error})")
     else:
         if steps != row["length"]:
@@ -145,22 +187,28 @@ def _damage_without_checksum(root: Path, index: int, row: Row, files: list[str])
 
 
 def _damage_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
-    """`stats.json` against the statistics of the episodes. LeRobot's own rounding is let pass."""
-    expected = None
+    """`stats.json` against the statistics of the episodes. Let pass: LeRobot's own rounding, and the numbers of episodes
+    and frames, which its merging does not carry on."""
     try:
-        for part in statistics(root, rows):
-            expected = aggregate_stats([*([] if expected is None else [expected]), *part])
-        found = load_stats(root) or None
-        counted = 0 if found is None else int(np.sum(found["frame_index"]["count"]))
-    except (ValueError, TypeError, KeyError) as error:
+        yield from _differences_of_statistics(root, rows)
+    except UNREADABLE as error:
         yield Damage(episode=None, path=STATS_PATH, problem=f"cannot be compared with its episodes ({error!r})")
-        return
+
+
+def _differences_of_statistics(root: Path, rows: list[Row]) -> Iterator[Damage]:
+    expected = None
+    for part in statistics(root, rows):
+        expected = aggregate_stats([*([] if expected is None else [expected]), *part])
+    found = load_stats(root) or None
+    counted = 0 if found is None else int(np.sum(found["frame_index"]["count"]))
     if counted > sum(row["length"] for row in rows):
         return  # an episode ahead, of a commit going on or cut short; made anew when the store is opened to write
     if (expected is None) != (found is None):
         yield Damage(episode=None, path=STATS_PATH, problem="is missing")
         return
     for column, values in (expected or {}).items():
+        if column in ("index", "episode_index", "task_index"):
+            continue
         other = (found or {}).get(column, {})
         same = set(values) <= set(other) and all(
             np.shape(values[name]) == np.shape(other[name]) and np.allclose(values[name], other[name], 1e-6, 1e-9)

@@ -20,6 +20,7 @@ from lerobot.datasets.io_utils import load_stats, write_stats
 from lerobot.datasets.utils import INFO_PATH, STATS_PATH, DatasetInfo
 
 from aloe.experience.checksums import seal_path
+from aloe.experience.header import UNREADABLE
 from aloe.experience.index import Row, home, statistics, without_uncommitted
 
 STAGING: Final = "staging-"
@@ -34,6 +35,7 @@ _ORDER: Final = (
     STATS_PATH,
 )
 
+_STATISTICS: Final = {"min", "max", "mean", "std", "count"}  # what LeRobot cannot do without
 Stats = dict[str, dict[str, Any]]
 
 
@@ -97,14 +99,40 @@ def set_leftovers_aside(root: Path, info: DatasetInfo, rows: list[Row], files: s
     print(f"{root}: an append was cut short; moved {moved} files of no episode to {aside}")
 
 
+def other_version(root: Path) -> Path:
+    """Where a compaction builds the new store, beside the old one. Right after they changed places it holds the old."""
+    return root.parent / f".{root.name}-compacting"
+
+
+def set_other_version_aside(root: Path) -> Path | None:
+    """Move into `quarantine/` what a compaction has left beside the store, and return where it is; None if nothing."""
+    root = root.resolve()
+    if not (other := other_version(root)).exists():
+        return None
+    if (other / QUARANTINE).exists() and not (root / QUARANTINE).exists():
+        os.replace(other / QUARANTINE, root / QUARANTINE)
+    (root / QUARANTINE).mkdir(exist_ok=True)
+    aside = next(path for n in count() if not (path := root / QUARANTINE / f"{n:03d}").exists())
+    os.replace(other, aside)
+    for folder in (root / QUARANTINE, root, root.parent):
+        sync(folder)
+    return aside
+
+
 def settled_stats(root: Path, info: DatasetInfo, rows: list[Row]) -> Stats | None:
     """`stats.json`, which is replaced just before the commit: a crash in between leaves it one episode ahead."""
     try:
         stats = load_stats(root) or None
         counted = 0 if stats is None else int(np.sum(stats["frame_index"]["count"]))
-    except (ValueError, KeyError, TypeError) as error:
+        for column, values in (stats or {}).items():
+            shapes = {np.shape(value) for name, value in values.items() if name != "count"}
+            numbers = all(np.asarray(value).dtype.kind in "fiu" for value in values.values())
+            if len(shapes) > 1 or not numbers or not set(values) >= _STATISTICS:
+                raise ValueError(f"those of {column!r} are not complete, or no numbers")
+    except UNREADABLE as error:
         raise ValueError(
-            f"{root}: {STATS_PATH} is damaged; move it away, and it is made anew from the episodes when you open the store"
+            f"{root}: {STATS_PATH} is damaged ({error}); move it away, and it is made anew from the episodes when you open "
+            "the store"
         ) from error
     if counted == info.total_frames:
         return stats

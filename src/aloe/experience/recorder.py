@@ -33,7 +33,7 @@ from lerobot.datasets.video_utils import StreamingVideoEncoder, get_video_durati
 from numpy import ndarray
 from PIL import Image
 
-from aloe.experience.checksums import read_seals, seal, seal_path, write_seals
+from aloe.experience.checksums import file_checksum, read_seals, seal, seal_path, write_seals
 from aloe.experience.commit import Stats
 from aloe.experience.index import Row, join_last_file, place
 from aloe.experience.schema import ACTION, IMAGES, PROPOSED_ACTION, STATE
@@ -81,7 +81,9 @@ class Recorder:
     def _write_seals(self, staging: Path, row: Row, info: DatasetInfo) -> None:
         path, index = seal_path(row), row["episode_index"]
         seals = {key: value for key, value in read_seals(self.root, path).items() if int(key) < index}
-        write_seals(staging / path, {**seals, str(index): seal(staging, row, info)})
+        files = sorted(found for pattern in ("data/*/*", "videos/*/*/*") for found in staging.glob(pattern))
+        checked = {found.relative_to(staging).as_posix(): file_checksum(found) for found in files}
+        write_seals(staging / path, {**seals, str(index): seal(row, info, checked)})
 
     def _columns(self, episode: Episode, task_index: int) -> dict[str, ndarray]:
         """Every column but the pictures."""

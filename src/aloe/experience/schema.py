@@ -28,11 +28,13 @@ called so.
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import numpy as np
+import pyarrow as pa
 from jaxtyping import Bool, Float32, Int64, UInt8
 from numpy import ndarray
 
 from aloe.training import Shares
-from aloe.types import Source
+from aloe.types import Episode, Source
 
 IMAGES: Final = "observation.images."
 STATE: Final = "observation.state"
@@ -214,3 +216,47 @@ def check_features(dataset_features: dict[str, dict[str, Any]]) -> None:
                 f"the dataset's column {key!r} is {found['dtype']} {tuple(found['shape'])}, "
                 f"ALOE needs {wanted['dtype']} {wanted['shape']}; {remedy}"
             )
+
+
+def check_episode(episode: Episode, cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int) -> None:
+    """Raise ValueError unless an episode has these cameras and dimensions. cameras: name -> (h, w)."""
+    if set(episode.images) != set(cameras):
+        raise ValueError(f"the episode has cameras {sorted(episode.images)}, the store {sorted(cameras)}")
+    for camera, (h, w) in cameras.items():
+        pictures = episode.images[camera]
+        if pictures.shape != (episode.steps, h, w, 3) or pictures.dtype != np.uint8:
+            raise ValueError(
+                f"camera {camera!r} gave {pictures.dtype} {pictures.shape}, "
+                f"the store needs uint8 {(episode.steps, h, w, 3)}"
+            )
+    for name, dim in (("state", state_dim), ("action", action_dim), ("proposed_action", action_dim)):
+        if (shape := getattr(episode, name).shape) != (episode.steps, dim):
+            raise ValueError(f"{name} has shape {shape}, the store needs {(episode.steps, dim)}")
+    missing = np.isnan(episode.proposed_action)
+    if (missing.any(1) != missing.all(1)).any() or np.isinf(episode.proposed_action).any():
+        raise ValueError("a step's proposed_action must be finite, or NaN throughout where nothing was proposed")
+    if not np.isfinite(episode.reward).all():
+        raise ValueError("reward holds NaN or infinite values")
+
+
+def parse(table: pa.Table, dataset_features: dict[str, dict[str, Any]]) -> dict[str, ndarray]:
+    """Columns on disk -> those of `Frames`. Raises ValueError where they are not of the features' types and sizes."""
+    parts = {name: table[key].to_numpy() for name, key in COLUMNS.items()}
+    for key, name in VECTORS.items():
+        cells = table[key].combine_chunks()
+        flat = cells if dataset_features[key]["shape"] == (1,) else cells.flatten()
+        parts[name] = flat.to_numpy().reshape(len(table), -1)
+    proposed = table["has_proposal"].to_numpy()
+    parts["proposed_action"] = np.where(proposed[:, None], parts["proposed_action"], np.float32(np.nan))
+    for name, empty in no_steps(dataset_features).items():
+        found, wanted = parts[name], (empty.dtype, (len(table), *empty.shape[1:]))
+        if (found.dtype, found.shape) != wanted:
+            raise ValueError(f"its {name} is {found.dtype} {found.shape}, not {wanted[0]} {wanted[1]}")
+    return parts
+
+
+def no_steps(dataset_features: dict[str, dict[str, Any]]) -> dict[str, ndarray]:
+    """What `parse` would make of a store without episodes."""
+    types = {key: dataset_features[key]["dtype"] for key in [*COLUMNS.values(), *VECTORS]}
+    parts = {name: np.zeros(0, types[key]) for name, key in COLUMNS.items()}
+    return parts | {name: np.zeros((0, dataset_features[key]["shape"][0]), types[key]) for key, name in VECTORS.items()}

@@ -12,49 +12,57 @@ has files of its own, and is there when `meta/info.json` counts it (`commit.py`,
     .writer.json                               the lock of the process that writes (`lock.py`)
 """
 
+import contextlib
 import glob
 import hashlib
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
-from lerobot.datasets.io_utils import load_info, load_tasks
-from lerobot.datasets.utils import INFO_PATH, DatasetInfo
-from lerobot.datasets.video_utils import decode_video_frames
+from lerobot.datasets.io_utils import load_info
+from lerobot.datasets.utils import INFO_PATH
 from numpy import ndarray
 from PIL import Image
 
 from aloe.experience import checksums
 from aloe.experience.checksums import Damage
-from aloe.experience.commit import STAGING, Stats, commit, set_leftovers_aside, settled_stats, sync, sync_folders
-from aloe.experience.index import Row, place, read_rows
+from aloe.experience.commit import (
+    STAGING,
+    Stats,
+    commit,
+    set_leftovers_aside,
+    set_other_version_aside,
+    settled_stats,
+    sync,
+    sync_folders,
+)
+from aloe.experience.foreign import _decode as decode_video  # which an mp4 without a codec does not crash
+from aloe.experience.header import UNREADABLE, existing, inode, read_info, read_tasks, readable
+from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
 from aloe.experience.recorder import Recorder
-from aloe.experience.schema import ACTION, COLUMNS, IMAGES, STATE, VECTORS, Frames, cameras_of, check_features, features
-from aloe.types import Episode
-
-# What LeRobot's code and Arrow make of damaged metadata. Arrow says OSError where it cannot make sense of a footer.
-_MALFORMED: Final = (
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OSError,
-    pa.ArrowException,
+from aloe.experience.schema import (
+    ACTION,
+    COLUMNS,
+    IMAGES,
+    STATE,
+    VECTORS,
+    Frames,
+    cameras_of,
+    check_episode,
+    features,
+    no_steps,
+    parse,
 )
+from aloe.types import Episode
 
 
 class ExperienceStore:
@@ -67,22 +75,23 @@ class ExperienceStore:
         """Use `create`, `open` or `read`. lock: None to read only."""
         self.root = root
         self._lock = lock
-        try:
-            self._info = _load_info(root)
+        self._inode = inode(root)
+        with readable(root, "meta/"):
+            self._info = read_info(root)
             self._episodes, mixed = read_rows(root, self._info)
-            self.tasks = _tasks(root, self._info)
+            self.tasks = read_tasks(root, self._info)
             self._check_tasks_and_files()
-        except _MALFORMED as error:
-            raise ValueError(f"{root}: meta/ is damaged ({error!r}); restore the folder from a backup") from error
         self._stats: Stats | None = None
         self._settled = False
         self.labels = read_labels(root)
         self._parsed: list[dict[str, ndarray]] = []
+        self._last_read: tuple[str, pa.Table] | None = None
         self._digests: dict[int, str] = {}
         self._seals: dict[str, checksums.Seals] = {}
         self._checked: set[str] = set()
         if lock is not None:
-            self._settle(mixed)
+            with readable(root, "meta/"):
+                self._settle(mixed)
 
     @classmethod
     def create(
@@ -127,8 +136,8 @@ class ExperienceStore:
                 writes to it.
             OSError: the folder cannot be written.
         """
-        root = _existing(root)
-        _load_info(root)  # a folder that is no store gets no lock file
+        root = existing(root)
+        read_info(root)  # a folder that is no store gets no lock file
         return cls(root, WriterLock.acquire(root))
 
     @classmethod
@@ -138,7 +147,14 @@ class ExperienceStore:
 
         Raises ValueError if there is no store here, or it lacks columns or files of committed episodes.
         """
-        return cls(_existing(root), None)
+        root = existing(root)
+        while True:
+            before = inode(root)
+            try:
+                return cls(root, None)
+            except ValueError:
+                if inode(root) == before:
+                    raise  # else it was compacted meanwhile, and something was read before, something after
 
     def close(self) -> None:
         """Let another process write, unless this one has the store open a second time. Reading goes on."""
@@ -205,8 +221,10 @@ class ExperienceStore:
         """
         if self._lock is None:
             raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
-        self._check(episode)
+        check_episode(episode, self.cameras, self.state_dim, self.action_dim)
         self._lock.check()
+        if inode(self.root) != self._inode:
+            raise ValueError(f"{self.root} was compacted since it was opened; open it again")
         if (found := load_info(self.root).total_episodes) != self.num_episodes:
             raise ValueError(
                 f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: something else appended; "
@@ -244,61 +262,54 @@ class ExperienceStore:
             return
         if mixed is None:
             _, mixed = read_rows(self.root, self._info)
+        if (aside := set_other_version_aside(self.root)) is not None:
+            print(f"{self.root}: a compaction was cut short; moved the version that is not in use to {aside}")
         files = {path for row in self._episodes for path in self._files(row)}
         set_leftovers_aside(self.root, self._info, self._episodes, files, mixed)
         self._stats = settled_stats(self.root, self._info, self._episodes)
         self._settled = True
-
-    def _check(self, episode: Episode) -> None:
-        """Raise ValueError unless the episode has the store's cameras and dimensions."""
-        if set(episode.images) != set(self.cameras):
-            raise ValueError(f"the episode has cameras {sorted(episode.images)}, the store {sorted(self.cameras)}")
-        for camera, (h, w) in self.cameras.items():
-            pictures = episode.images[camera]
-            if pictures.shape != (episode.steps, h, w, 3) or pictures.dtype != np.uint8:
-                raise ValueError(
-                    f"camera {camera!r} gave {pictures.dtype} {pictures.shape}, "
-                    f"the store needs uint8 {(episode.steps, h, w, 3)}"
-                )
-        for name, dim in (
-            ("state", self.state_dim),
-            ("action", self.action_dim),
-            ("proposed_action", self.action_dim),
-        ):
-            if (shape := getattr(episode, name).shape) != (episode.steps, dim):
-                raise ValueError(f"{name} has shape {shape}, the store needs {(episode.steps, dim)}")
-        missing = np.isnan(episode.proposed_action)
-        if (missing.any(1) != missing.all(1)).any() or np.isinf(episode.proposed_action).any():
-            raise ValueError("a step's proposed_action must be finite, or NaN throughout where nothing was proposed")
-        if not np.isfinite(episode.reward).all():
-            raise ValueError("reward holds NaN or infinite values")
 
     # ---- reading
 
     def columns(self) -> Frames:
         """Every step of the store, as labelled when it was opened. Each data file is read once and kept."""
         while len(self._parsed) < self.num_episodes:
-            self._parsed.append(self._read_columns(len(self._parsed)))
-        parts = self._parsed or [self._no_columns()]
+            index = len(self._parsed)
+            with self._reading(index, place(self._info.data_path, self._episodes[index], "data")):
+                table = self._read(index, [*VECTORS, *COLUMNS.values(), "has_proposal"], keep=True)
+                self._parsed.append(parse(table, self._info.features))
+        self._last_read = None
+        parts = self._parsed or [no_steps(self._info.features)]
         stacked = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-        return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
+        try:
+            return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
+        except ValueError as error:
+            raise ValueError(f"{self.root}: {error}") from error
 
     def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
         """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""
         row, pictures = self._episodes[index], {}
-        for camera in self.cameras:
+        for camera, size in self.cameras.items():
             key = IMAGES + camera
-            if key not in self._video_keys:
-                cells = self._read(index, [key])[key].combine_chunks().field("bytes")
-                pictures[camera] = np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
-                continue
-            path = self._intact(index, place(self._info.video_path, row, f"videos/{key}", video_key=key))
-            start = row[f"videos/{key}/from_timestamp"]
-            times = [start + t / self.fps for t in range(row["length"])]
-            # PyAV decodes front to back, and LeRobot keeps no decoder of it open on a file that may change.
-            frames = decode_video_frames(path, times, 0.5 / self.fps, backend="pyav", return_uint8=True)
-            pictures[camera] = frames.permute(0, 2, 3, 1).contiguous().numpy()
+            path = place(self._info.data_path, row, "data")
+            if key in self._video_keys:
+                path = place(self._info.video_path, row, f"videos/{key}", video_key=key)
+            with self._reading(index, path):
+                shown = self._decode(index, path, key, size) if key in self._video_keys else self._unpack(index, key)
+            if shown.shape != (row["length"], *size, 3):
+                raise self._unreadable(index, path, f"has pictures of shape {shown.shape}, not {(*size, 3)}")
+            pictures[camera] = shown
         return pictures
+
+    def _unpack(self, index: int, key: str) -> UInt8[ndarray, "T h w 3"]:
+        cells = self._read(index, [key], keep=False)[key].combine_chunks().field("bytes")
+        return np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
+
+    def _decode(self, index: int, path: str, key: str, size: tuple[int, int]) -> UInt8[ndarray, "T h w 3"]:
+        row, file = self._episodes[index], self._intact(index, path)
+        start = row[f"videos/{key}/from_timestamp"]
+        # PyAV decodes front to back, and LeRobot keeps no decoder of it open on a file that may change.
+        return decode_video(file, [start + t / self.fps for t in range(row["length"])], self.fps, size)
 
     def episode_digest(self, index: int) -> str:
         """SHA-256 of the files that the episode lies in and its place there. Taken once for an open store, from the
@@ -307,7 +318,8 @@ class ExperienceStore:
             row, known = self._episodes[index], self._checksums(index)
             digest = hashlib.sha256(f"{index} {row['dataset_from_index']} {row['length']}".encode())
             for path in self._files(row):
-                checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
+                with self._reading(index, path):
+                    checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
                 digest.update(bytes.fromhex(checksum))
             self._digests[index] = digest.hexdigest()
         return self._digests[index]
@@ -339,22 +351,20 @@ class ExperienceStore:
         if path not in self._checked and (known := self._checksums(index)) is not None:
             problem = checksums.damage_of_file(self.root, path, known.get(path, ""))
             if problem is not None:
-                raise ValueError(
-                    f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
-                    "(`aloe data verify` names every damaged file)"
-                )
+                raise self._unreadable(index, path, problem)
             self._checked.add(path)
         return self.root / path
 
     def _check_tasks_and_files(self) -> None:
         """Raise ValueError unless everything that the committed episodes refer to is there."""
-        remedy = "copy the store anew, or restore them from a backup"
         if len(self.tasks) != self._info.total_tasks:
             raise ValueError(
-                f"{self.root}: {INFO_PATH} counts {self._info.total_tasks} tasks, there are {len(self.tasks)}; {remedy}"
+                f"{self.root}: {INFO_PATH} counts {self._info.total_tasks} tasks, there are {len(self.tasks)}; {COPY_AGAIN}"
             )
         if unknown := {task for row in self._episodes for task in row["tasks"]} - set(self.tasks):
-            raise ValueError(f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {remedy}")
+            raise ValueError(
+                f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {COPY_AGAIN}"
+            )
         found = {
             path
             for pattern in ("data/*/*.parquet", "videos/*/*/*.mp4")
@@ -362,7 +372,7 @@ class ExperienceStore:
         }
         if missing := sorted({path for row in self._episodes for path in self._files(row)} - found):
             raise ValueError(
-                f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {remedy}"
+                f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {COPY_AGAIN}"
             )
 
     def _files(self, row: Row) -> list[str]:
@@ -371,62 +381,38 @@ class ExperienceStore:
             place(self._info.video_path, row, f"videos/{key}", video_key=key) for key in self._video_keys
         ]
 
-    def _read(self, index: int, keys: list[str]) -> pa.Table:
-        """Columns of one episode. A file that LeRobot recorded may hold several."""
+    def _read(self, index: int, keys: list[str], keep: bool) -> pa.Table:
+        """Columns of one episode. keep: read those of a whole file once, for all of its episodes; not for pictures, which
+        are large."""
         row = self._episodes[index]
         path = place(self._info.data_path, row, "data")
-        try:
-            table = pq.read_table(self._intact(index, path), columns=list({*keys, "episode_index"}))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.root}: {path} of episode {index} cannot be read: {error}") from error
-        table = table.filter(pc.field("episode_index") == index) if len(table) != row["length"] else table
+        if not keep or self._last_read is None or self._last_read[0] != path:
+            columns, file = list({*keys, "episode_index"}), self._intact(index, path)
+            table = pq.read_table(file, columns=columns, filters=None if keep else [("episode_index", "=", index)])
+            self._last_read = (path, table) if keep else self._last_read
+        else:
+            table = self._last_read[1]
+        table = steps_of(table, index)
         if len(table) != row["length"]:
             raise ValueError(
                 f"{self.root}: episode {index} should have {row['length']} steps, its file has {len(table)}"
             )
         return table
 
-    def _read_columns(self, index: int) -> dict[str, ndarray]:
-        table = self._read(index, [*VECTORS, *COLUMNS.values(), "has_proposal"])
-        parts = {name: table[key].to_numpy() for name, key in COLUMNS.items()}
-        for key, name in VECTORS.items():
-            cells = table[key].combine_chunks()
-            flat = cells if self._info.features[key]["shape"] == (1,) else cells.flatten()
-            parts[name] = flat.to_numpy().reshape(len(table), -1)
-        proposed = table["has_proposal"].to_numpy()
-        parts["proposed_action"] = np.where(proposed[:, None], parts["proposed_action"], np.float32(np.nan))
-        return parts
+    @contextlib.contextmanager
+    def _reading(self, index: int, path: str) -> Iterator[None]:
+        try:
+            yield
+        except UNREADABLE as error:
+            if type(error) is ValueError and str(self.root) in str(error) and inode(self.root) == self._inode:
+                raise
+            raise self._unreadable(index, path, f"cannot be read ({error!r})") from error
 
-    def _no_columns(self) -> dict[str, ndarray]:
-        types = {key: self._info.features[key]["dtype"] for key in [*COLUMNS.values(), *VECTORS]}
-        parts = {name: np.zeros(0, types[key]) for name, key in COLUMNS.items()}
-        return parts | {
-            name: np.zeros((0, self._info.features[key]["shape"][0]), types[key]) for key, name in VECTORS.items()
-        }
-
-
-def _existing(root: str | Path) -> Path:
-    if not (Path(root) / INFO_PATH).is_file():
-        raise ValueError(
-            f"{root} is no store: it has no meta/info.json; record one with `aloe demos` or ExperienceStore.create()"
+    def _unreadable(self, index: int, path: str, problem: str) -> ValueError:
+        if inode(self.root) != self._inode:
+            return ValueError(f"{self.root} was compacted or replaced since it was opened; open it again")
+        return ValueError(
+            f"{self.root}: {path} of episode {index} {problem}; restore it from a backup "
+            "(`aloe data verify` names every damaged file); or, if another tool changed it on purpose, move meta/checksums "
+            "away"
         )
-    return Path(root)
-
-
-def _load_info(root: Path) -> DatasetInfo:
-    """`meta/info.json`. Raises ValueError unless it is that of a store, and stays within its folder."""
-    try:
-        info = load_info(root)
-        check_features(info.features)
-        templates = [Path(template) for template in (info.data_path, info.video_path) if template is not None]
-    except _MALFORMED as error:
-        raise ValueError(f"{root}: {INFO_PATH} is damaged ({error!r}); restore it from a backup") from error
-    outside = any(path.is_absolute() or ".." in path.parts for path in templates)
-    if outside or any("/" in key or key == ".." for key in info.features):
-        raise ValueError(f"{root}: {INFO_PATH} names files outside its folder; do not use this dataset")
-    return info
-
-
-def _tasks(root: Path, info: DatasetInfo) -> list[str]:
-    """The tasks of the committed episodes: a commit replaces their file just before `info.json`."""
-    return load_tasks(root).index.tolist()[: info.total_tasks] if info.total_tasks else []
