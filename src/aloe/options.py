@@ -27,7 +27,10 @@ def parse(command: Any, name: str, arguments: list[str], default: Any = None) ->
             more = {"default": replace(default, experience=roots)}
         else:
             named = ("experience", dict[str, RootConfig], field(default_factory=lambda: roots))
-            command = make_dataclass(command.__name__, [named], bases=(command,), frozen=True, kw_only=True)
+            words = {"__doc__": command.__doc__}
+            command = make_dataclass(
+                command.__name__, [named], bases=(command,), namespace=words, frozen=True, kw_only=True
+            )
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(command, prog=f"aloe {name}", args=arguments, **more)
