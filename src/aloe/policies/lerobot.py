@@ -9,6 +9,7 @@ Noise is as wide as the model inside (`max_action_dim`), actions as wide as the 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 
+from aloe.policies.family import Batch
+
 Vla = SmolVLAPolicy | PI0Policy | PI05Policy
 
 
@@ -30,12 +33,16 @@ def noise_dim(policy: Vla) -> int:
 
 
 def flow_residual(
-    policy: Vla, batch: dict[str, Tensor], noise: Float[Tensor, "B H N"], time: Float[Tensor, "B"]
+    policy: Vla,
+    batch: Batch,
+    noise: Float[Tensor, "B H N"],
+    time: Float[Tensor, "B"],
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "B H A"]:
     """Squared error of the velocity at the given noise and time, unreduced, without the padded widths."""
     seen, state = _observation(policy, batch)
     action = pad_vector(batch[ACTION], noise_dim(policy))
-    losses = policy.model.forward(*seen, *state, action, noise, time)
+    losses = _model(policy).forward(*seen, *state, action, noise, time)
     return losses[..., : batch[ACTION].shape[-1]]
 
 
@@ -56,20 +63,32 @@ def sample_time(policy: Vla, count: int, generator: torch.Generator) -> Float[Te
 
 
 @torch.no_grad()
-def sample_chunks(policy: Vla, batch: dict[str, Tensor], noise: Float[Tensor, "B M H N"]) -> Float[Tensor, "B M H A"]:
-    """M chunks for each observation, which is encoded once. Equal to `predict_action_chunk` for each of the M noises."""
+def sample_chunks(
+    policy: Vla,
+    batch: Batch,
+    noise: Float[Tensor, "B M H N"],
+    unconditional: Batch | None = None,
+    guidance: float = 1.0,
+) -> Float[Tensor, "B M H A"]:
+    """M chunks for each observation, which is encoded once. Equal to `predict_action_chunk` for each of the M noises.
+
+    Raises:
+        ValueError: guidance is asked for, which these policies were not made for.
+    """
+    if unconditional is not None:
+        raise ValueError(f"{policy.name} is not guided; give --recap.guidance 1")
     seen, state = _observation(policy, batch)
-    samples, model = noise.shape[1], policy.model
+    samples, model, encoder = noise.shape[1], _model(policy), _encoder(policy)
     if isinstance(policy, SmolVLAPolicy):
         if not policy.config.use_cache:
             raise ValueError(
                 "this SmolVLA was saved with use_cache off; set it in its config.json, it changes no result"
             )
         embedded, is_known, is_causal = model.embed_prefix(*seen, state=state[0])
-        encoder, mask = model.vlm_with_expert, make_att_2d_masks(is_known, is_causal)
+        mask = make_att_2d_masks(is_known, is_causal)
     else:
         embedded, is_known, is_causal = model.embed_prefix(*seen)
-        encoder, mask = model.paligemma_with_expert, prepare_attention_masks_4d(make_att_2d_masks(is_known, is_causal))
+        mask = prepare_attention_masks_4d(make_att_2d_masks(is_known, is_causal))
         encoder.paligemma.model.language_model.config._attn_implementation = "eager"  # as `sample_actions` does
     _, cache = encoder.forward(
         attention_mask=mask,
@@ -92,7 +111,7 @@ def sample_chunks(policy: Vla, batch: dict[str, Tensor], noise: Float[Tensor, "B
     return chunks[..., : action.shape[0]].unflatten(0, noise.shape[:2])
 
 
-def image_tokens(policy: Vla, batch: dict[str, Tensor], count: int) -> Float[Tensor, "B C T D"]:
+def image_tokens(policy: Vla, batch: Batch, count: int) -> Float[Tensor, "B C T D"]:
     """What the vision tower and its projection make of each camera's picture, pooled to `count` tokens."""
     embed = _encoder(policy).embed_image
     images, _ = _images(policy, batch)
@@ -102,7 +121,7 @@ def image_tokens(policy: Vla, batch: dict[str, Tensor], count: int) -> Float[Ten
 
 def pool_tokens(tokens: Float[Tensor, "B N D"], count: int) -> Float[Tensor, "B T D"]:
     """Means of neighbouring tokens: over a grid where both numbers are squares, else along the sequence."""
-    total, dim = tokens.shape[1:]
+    total = tokens.shape[1]
     side, wanted = math.isqrt(total), math.isqrt(count)
     if (side * side, wanted * wanted) == (total, count):
         grid = tokens.transpose(1, 2).unflatten(2, (side, side))
@@ -115,8 +134,13 @@ def image_token_dim(policy: Vla) -> int:
     return _token_embedding(policy).embedding_dim
 
 
+def language_dim(policy: Vla) -> int:
+    """L of `language_features`."""
+    return image_token_dim(policy)
+
+
 @torch.no_grad()
-def language_features(policy: Vla, batch: dict[str, Tensor]) -> Float[Tensor, "B L"]:
+def language_features(policy: Vla, batch: Batch) -> Float[Tensor, "B L"]:
     """Mean of the embeddings of the prompt's tokens."""
     embedded = _token_embedding(policy)(batch[OBS_LANGUAGE_TOKENS]).float()
     is_word = batch[OBS_LANGUAGE_ATTENTION_MASK].to(embedded.dtype)[..., None]
@@ -126,28 +150,35 @@ def language_features(policy: Vla, batch: dict[str, Tensor]) -> Float[Tensor, "B
 def vision_tower(policy: Vla) -> nn.ModuleList:
     """The tower and the projection of its output."""
     if isinstance(policy, SmolVLAPolicy):
-        inner = policy.model.vlm_with_expert.get_vlm_model()
+        inner = _encoder(policy).get_vlm_model()
         return nn.ModuleList([inner.vision_model, inner.connector])
-    inner = policy.model.paligemma_with_expert.paligemma.model
+    inner = _encoder(policy).paligemma.model
     return nn.ModuleList([inner.vision_tower, inner.multi_modal_projector])
 
 
-def _encoder(policy: Vla) -> nn.Module:
-    return policy.model.vlm_with_expert if isinstance(policy, SmolVLAPolicy) else policy.model.paligemma_with_expert
+def _model(policy: Vla) -> Any:
+    """LeRobot's types say less than its code."""
+    return policy.model
+
+
+def _encoder(policy: Vla) -> Any:
+    """Tower and language model, with the action expert beside them."""
+    model = _model(policy)
+    return model.vlm_with_expert if isinstance(policy, SmolVLAPolicy) else model.paligemma_with_expert
 
 
 def _token_embedding(policy: Vla) -> nn.Embedding:
     if isinstance(policy, SmolVLAPolicy):
-        return policy.model.vlm_with_expert.get_vlm_model().text_model.get_input_embeddings()
-    return policy.model.paligemma_with_expert.paligemma.model.language_model.get_input_embeddings()
+        return _encoder(policy).get_vlm_model().text_model.get_input_embeddings()
+    return _encoder(policy).paligemma.model.language_model.get_input_embeddings()
 
 
-def _images(policy: Vla, batch: dict[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _images(policy: Vla, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
     """Pictures as the tower expects them, and which of them are real."""
     return policy.prepare_images(batch) if isinstance(policy, SmolVLAPolicy) else policy._preprocess_images(batch)
 
 
-def _observation(policy: Vla, batch: dict[str, Tensor]) -> tuple[tuple, tuple]:
+def _observation(policy: Vla, batch: Batch) -> tuple[tuple, tuple]:
     """(images, their masks, tokens, their mask), and (state,) for the models that see it apart from the words."""
     if isinstance(policy, SmolVLAPolicy) and policy.config.adapt_to_pi_aloha:
         raise ValueError("ALOE does not train a SmolVLA with adapt_to_pi_aloha")

@@ -12,6 +12,7 @@ from aloe.policies.flow import (
     chunk_shape,
     encode_images,
     language_features,
+    noise_shape,
     observe,
     sample_chunks,
 )
@@ -38,7 +39,7 @@ class BestOfPlayer:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        return (self.samples, *self.chunk_shape)
+        return (self.samples, *noise_shape(self.bundle.policy))
 
     @torch.no_grad()
     def __call__(
@@ -46,7 +47,7 @@ class BestOfPlayer:
         images: dict[str, UInt8[ndarray, "W h w 3"]],
         state: Float32[ndarray, "W S"],
         tasks: list[str],
-        noise: Float32[ndarray, "W N H A"],
+        noise: Float32[ndarray, "W S H N"],
     ) -> Float32[ndarray, "W H A"]:
         chunks = sample_chunks(self.bundle.policy, observe(self.bundle, images, state, tasks), torch.from_numpy(noise))
         seen, tower = observe(self.tower, images, state, tasks), self.tower.policy
