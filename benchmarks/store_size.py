@@ -62,8 +62,10 @@ def episode(index: int) -> Episode:
 
 
 def filled(root: Path, episodes: int) -> ExperienceStore:
-    sizes = {"state_dim": 4, "action_dim": 4, "fps": 20}
-    store = ExperienceStore.open(root) if root.exists() else ExperienceStore.create(root, cameras=CAMERAS, **sizes)
+    if root.exists():
+        store = ExperienceStore.open(root)
+    else:
+        store = ExperienceStore.create(root, cameras=CAMERAS, state_dim=4, action_dim=4, fps=20)
     for index in tqdm(range(store.num_episodes, episodes), desc="recording", unit="episode", delay=2):
         store.append(episode(index))
     return store
