@@ -241,6 +241,30 @@ def image_batch(images: dict[str, UInt8[ndarray, "B h w 3"]]) -> dict[str, Float
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """What critics see through: the frozen vision tower and the processors of a policy, for a whole run those of its first
+    version."""
+
+    bundle: PolicyBundle
+    image_tokens: int = 1
+    """Tokens that each picture is pooled to."""
+
+    @property
+    def key(self) -> str:
+        """Changes with everything that decides `encode`."""
+        return f"{tower_key(self.bundle.policy)}-{self.image_tokens}"
+
+    @property
+    def feature_dim(self) -> int:
+        return feature_dim(self.bundle.policy)
+
+    @torch.no_grad()
+    def encode(self, images: dict[str, UInt8[ndarray, "B h w 3"]]) -> Float[Tensor, "B CT D"]:
+        """Features of every camera's pictures (at least one), `image_tokens` rows a camera."""
+        return encode_images(self.bundle.policy.eval(), image_batch(images), self.image_tokens)
+
+
 def check_sees_all(bundle: PolicyBundle, cameras: Collection[str]) -> None:
     """Raises ValueError unless the policy sees every camera: its tower is to encode them all for the critics."""
     seen = {key.removeprefix(IMAGES) for key in bundle.policy.config.image_features}

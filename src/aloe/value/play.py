@@ -9,8 +9,8 @@ from numpy import ndarray
 
 from aloe.policies.flow import (
     PolicyBundle,
+    Tower,
     chunk_shape,
-    encode_images,
     language_features,
     noise_shape,
     observe,
@@ -26,8 +26,8 @@ class BestOfPlayer:
 
     bundle: PolicyBundle
     critic: ChunkCritic
-    tower: PolicyBundle
-    """The policy whose frozen vision tower and processors the critics were trained with."""
+    tower: Tower
+    """What the critics were trained to see through."""
     samples: int
     """N."""
     aggregation: Aggregation
@@ -50,9 +50,11 @@ class BestOfPlayer:
         noise: Float32[ndarray, "W S H N"],
     ) -> Float32[ndarray, "W H A"]:
         chunks = sample_chunks(self.bundle.policy, observe(self.bundle, images, state, tasks), torch.from_numpy(noise))
-        seen, tower = observe(self.tower, images, state, tasks), self.tower.policy
+        tower = self.tower.bundle
+        seen = observe(tower, images, state, tasks)
+        features = self.tower.encode(images) if images else torch.zeros(len(state), 0, self.tower.feature_dim)
         observations = Observations(
-            features=encode_images(tower.eval(), seen), state=seen[OBS_STATE], language=language_features(tower, seen)
+            features=features, state=seen[OBS_STATE], language=language_features(tower.policy, seen)
         )
         judged = chunks[:, :, : self.critic.shape.horizon]
         q = aggregate(self.critic.of_samples(observations, judged), self.aggregation, self.std_weight)  # (W, N)
