@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from unittest.mock import patch
 
 import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.factory import make_pre_post_processors
 from lerobot.policies.pi0 import modeling_pi0
 from lerobot.policies.pi0.configuration_pi0 import PI0Config
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
@@ -19,6 +21,7 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.processor import TokenizerProcessorStep
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -136,3 +139,23 @@ def tiny_policy(
         kind, config = {"pi0": (PI0Policy, PI0Config), "pi05": (PI05Policy, PI05Config)}[family]
         policy = kind(config(**shared, image_resolution=(32, 32), num_inference_steps=3, tokenizer_max_length=64))
     return policy.eval()
+
+
+def tiny_checkpoint(
+    family: str, folder: Path, cameras: dict[str, tuple[int, int]], stats: dict[str, dict[str, torch.Tensor]]
+) -> Path:
+    """A `pretrained_model/` folder as LeRobot saves it, its processors normalising by `stats`."""
+    state_dim, action_dim = (len(stats[key]["mean"]) for key in ("observation.state", "action"))
+    policy = tiny_policy(family, folder, cameras, state_dim, action_dim, chunk=6)
+    words = folder / "tokenizer"
+    tokenizer().save_pretrained(words)
+
+    def step(**options: Any) -> TokenizerProcessorStep:
+        return TokenizerProcessorStep(**options | {"tokenizer_name": str(words)})
+
+    with patch.object(import_module(f"lerobot.policies.{family}.processor_{family}"), "TokenizerProcessorStep", step):
+        pre, post = make_pre_post_processors(policy.config, dataset_stats=stats)
+    out = folder / "pretrained_model"
+    for part in (policy, pre, post):
+        part.save_pretrained(out)
+    return out
