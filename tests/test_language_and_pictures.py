@@ -9,7 +9,7 @@ import torch
 from aloe.experience.cache import Cache
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
-from aloe.policies.flow import PolicyBundle, PolicyPlayer
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower
 from aloe.stages import (
     EvaluationInputs,
     PolicyConfig,
@@ -107,10 +107,10 @@ def test_swapped_cameras_and_another_state_change_the_policys_chunks(bundle):
 
 def values(store: ExperienceStore, bundle: PolicyBundle, cache: Path) -> tuple[Observations, np.ndarray]:
     """What an untrained critic is shown of every frame, and its Q of the executed chunks."""
-    inputs = EvaluationInputs.of(store, bundle, bundle, Cache(root=cache), WINDOW, 8.0)
+    inputs = EvaluationInputs.of(store, bundle, Tower(bundle=bundle), Cache(root=cache), WINDOW, 8.0)
     sample_stage(inputs, 2, (0, "sample"), cache / "samples.npy")
     data = critic_data(inputs, cache / "samples.npy")
-    shape = observation_shape(bundle, WINDOW.horizon)
+    shape = observation_shape(Tower(bundle=bundle), WINDOW.horizon)
     state = new_critic(shape, CriticConfig(critics=2, width=16, layers=1, heads=2), FitConfig(), (0, "critic"))
     rows = np.arange(len(inputs.frames))
     with torch.no_grad():

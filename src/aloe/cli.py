@@ -28,7 +28,7 @@ from aloe.loop import run_circle
 from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.options import parse, take_preset
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, default_execute
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, default_execute
 from aloe.policies.train import ActorConfig
 from aloe.rank import Rank
 from aloe.report.text import draw_curve, read_summary, summary_table
@@ -196,9 +196,10 @@ class Critic(FitConfig):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
         store = self.dataset.with_roots(self.experience)
-        bundle, tower = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
-        for policy in (bundle, tower):
+        bundle, seen_through = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
+        for policy in (bundle, seen_through):
             stages.check_fits_store(policy, store)
+        tower = Tower(bundle=seen_through, image_tokens=self.critic.image_tokens)
         scale = return_scale(store.columns()) if self.scale is None else self.scale
         cache = self.cache.within(self.output_dir / "cache")
         inputs = EvaluationInputs.of(store, bundle, tower, cache, self.window, scale)

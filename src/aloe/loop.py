@@ -22,7 +22,7 @@ from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, check_sees_all, chunk_shape
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, check_sees_all, chunk_shape
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, new_folder, write_json
@@ -198,7 +198,8 @@ class Circle:
     def _trust(self, index: int, bundle: PolicyBundle) -> None:
         """Judges the critics of a round on the recorded evaluation episodes of the policy that they evaluated."""
         config, run, version = self.config, self.run, index - 1
-        learnt, state = self._inputs(bundle), self._new_critic(PolicyBundle.load(run.policy(0)))
+        learnt = self._inputs(bundle)
+        state = self._new_critic(learnt.tower)
         state.load(run.round(index) / "critic.safetensors")
         fresh = stages.fresh_inputs(
             run.round(version) / "fresh",
@@ -310,7 +311,7 @@ class Circle:
         if version and config.method == "recap":
             return PolicyPlayer(bundle=bundle, condition=recap.POSITIVE, guidance=config.recap.guidance)
         if version and choosing and config.best_of > 1:
-            tower = PolicyBundle.load(self.run.policy(0))
+            tower = self._tower
             state = self._new_critic(tower)
             state.load(self.run.round(version) / "critic.safetensors")
             return BestOfPlayer(
@@ -326,10 +327,14 @@ class Circle:
     # -- bookkeeping --------------------------------------------------------------------------------------------------
 
     def _inputs(self, bundle: PolicyBundle) -> EvaluationInputs:
-        tower = PolicyBundle.load(self.run.policy(0))
-        return EvaluationInputs.of(self.experience, bundle, tower, self._cache, self.config.window, self._scale)
+        return EvaluationInputs.of(self.experience, bundle, self._tower, self._cache, self.config.window, self._scale)
 
-    def _new_critic(self, tower: PolicyBundle) -> CriticState:
+    @property
+    def _tower(self) -> Tower:
+        """The first policy's, for all rounds."""
+        return Tower(bundle=PolicyBundle.load(self.run.policy(0)), image_tokens=self.config.critic.image_tokens)
+
+    def _new_critic(self, tower: Tower) -> CriticState:
         config = self.config
         shape = stages.observation_shape(tower, config.window.horizon)
         return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"))

@@ -33,7 +33,7 @@ from aloe.experience.mixture import with_roots
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.flow import PolicyBundle, Tower
 from aloe.returns import monte_carlo_return
 from aloe.run import RunFolder, from_plain, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
@@ -159,7 +159,8 @@ def predict(
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
         return json.loads(answer.read_text())["value"]
-    bundle, tower = PolicyBundle.load(run.policy(version)), PolicyBundle.load(run.policy(0))
+    bundle = PolicyBundle.load(run.policy(version))
+    tower = Tower(bundle=PolicyBundle.load(run.policy(0)), image_tokens=config.critic.image_tokens)
     scale = (run.done(0, "demos") or {})["return_scale"]
     cache = config.cache.within(run.cache)
     inputs = EvaluationInputs.of(store, bundle, tower, cache, window, scale)

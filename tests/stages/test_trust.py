@@ -16,7 +16,7 @@ from aloe.experience.cache import Cache
 from aloe.experience.schema import Frames
 from aloe.experience.store import ExperienceStore
 from aloe.loop import run_circle
-from aloe.policies.flow import PolicyBundle, PolicyPlayer
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder
@@ -35,11 +35,12 @@ def run(tmp_path_factory) -> RunFolder:
 
 def judged(run: RunFolder, cache: Path, change) -> dict:
     """The trust stage of round 1, with critics that `change` has altered."""
-    tower = PolicyBundle.load(run.policy(0))
+    policy = PolicyBundle.load(run.policy(0))
+    tower = Tower(bundle=policy)
     scale = (run.done(0, "demos") or {})["return_scale"]
     store = ExperienceStore.open(run.experience)
-    learnt = EvaluationInputs.of(store, tower, tower, Cache(root=run.cache), CONFIG.window, scale)
-    fresh = stages.fresh_inputs(run.round(0) / "fresh", tower, tower, Cache(root=cache), CONFIG.window, scale)
+    learnt = EvaluationInputs.of(store, policy, tower, Cache(root=run.cache), CONFIG.window, scale)
+    fresh = stages.fresh_inputs(run.round(0) / "fresh", policy, tower, Cache(root=cache), CONFIG.window, scale)
     shape = stages.observation_shape(tower, CONFIG.window.horizon)
     state = stages.new_critic(shape, CONFIG.critic, CONFIG.fit, (0, "new critic"))
     state.load(run.round(1) / "critic.safetensors")
@@ -164,11 +165,12 @@ def test_quick_episodes_shorter_than_a_window_are_judged_all_the_same(run, tmp_p
     """A version that succeeds within fewer steps than a window has must not end the run."""
     root = tmp_path / "fresh"
     shutil.copytree(run.round(0) / "fresh", root)
-    tower = PolicyBundle.load(run.policy(0))
+    policy = PolicyBundle.load(run.policy(0))
+    tower = Tower(bundle=policy)
     long = replace(CONFIG.window, horizon=30)
     with pytest.raises(ValueError, match="longer than every fragment"):
-        EvaluationInputs.of(ExperienceStore.open(root), tower, tower, Cache(root=tmp_path), long, 15.0)
-    inputs = stages.fresh_inputs(root, tower, tower, Cache(root=tmp_path), long, 15.0)
+        EvaluationInputs.of(ExperienceStore.open(root), policy, tower, Cache(root=tmp_path), long, 15.0)
+    inputs = stages.fresh_inputs(root, policy, tower, Cache(root=tmp_path), long, 15.0)
     assert inputs.windows.terminated.all()
 
 

@@ -6,7 +6,7 @@ from lerobot.utils.constants import OBS_STATE
 
 from aloe import stages
 from aloe.experience.store import ExperienceStore
-from aloe.policies.flow import PolicyPlayer, feature_dim, language_features, observe
+from aloe.policies.flow import PolicyPlayer, Tower, feature_dim, language_features, observe
 from aloe.rollout.pool import EpisodeRequest, WorldPool
 from aloe.stages import DemosConfig, PolicyConfig
 from aloe.value.critic import CriticConfig, Observations
@@ -23,9 +23,14 @@ def test_the_chunk_that_the_critics_like_best_is_played(tmp_path):
         stages.demonstrate(store, pool, DemosConfig(episodes=1), seed=0)
         bundle = stages.new_policy(store, PolicyConfig(width=32, depth=1), 4, (0, "policy"))
         state = stages.new_critic(
-            stages.observation_shape(bundle, 4), CriticConfig(critics=2, width=16, heads=2), FitConfig(), (0, "critic")
+            stages.observation_shape(Tower(bundle=bundle), 4),
+            CriticConfig(critics=2, width=16, heads=2),
+            FitConfig(),
+            (0, "critic"),
         )
-        player = BestOfPlayer(bundle=bundle, critic=state.critic, tower=bundle, samples=5, aggregation="min")
+        player = BestOfPlayer(
+            bundle=bundle, critic=state.critic, tower=Tower(bundle=bundle), samples=5, aggregation="min"
+        )
         seen = store.columns().state[:3]
         noise = np.random.default_rng(0).standard_normal((3, 5, 4, 4)).astype(np.float32)
         chosen = player({}, seen, ["reach"] * 3, noise)

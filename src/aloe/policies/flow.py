@@ -1,9 +1,8 @@
 """The whole of what ALOE asks of a flow-matching policy beyond LeRobot's own interface.
 
-A policy is a LeRobot `PreTrainedPolicy` with its pre- and postprocessor. Four things are asked of it besides: the
-features of its vision tower, the flow-matching residual of given chunks at given noise and time, M chunk samples for one
-observation at one encoding, and its tower's parameters. Here they are for `tiny_vla`; another family adds its case to each
-`match`. Everything inside is in the normalised units of the preprocessor.
+A policy is a LeRobot `PreTrainedPolicy` with its pre- and postprocessor. What is asked of it besides is in `family.py`:
+the features of its vision tower, the flow-matching residual of given chunks at given noise and time, M chunk samples for
+one observation at one encoding, and so on. Everything inside is in the normalised units of the preprocessor.
 """
 
 import contextlib
@@ -25,15 +24,13 @@ from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.processor import PolicyAction, PolicyProcessorPipeline
-from lerobot.utils.constants import ACTION, OBS_STATE
+from lerobot.utils.constants import OBS_STATE
 from numpy import ndarray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from aloe.losses import flow_interpolate, flow_matching_residual
-from aloe.policies.tiny_vla import TinyVLAPolicy
-from aloe.policies.tiny_vla.configuration_tiny_vla import LANGUAGE_DIM
-from aloe.policies.tiny_vla.modeling_tiny_vla import LANGUAGE_EMBEDDING
+from aloe.policies.family import Batch, Family
+from aloe.policies.tiny_vla import family as tiny_vla_family
 
 IMAGES = "observation.images."
 
@@ -96,7 +93,7 @@ class PolicyBundle:
         return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
 
 
-SUPPORTED = ("tiny_vla",)
+SUPPORTED = ("tiny_vla", "smolvla", "pi0", "pi05")
 
 
 def check_fits(
@@ -131,67 +128,65 @@ def check_fits(
             )
 
 
+def family(policy: PreTrainedPolicy) -> Family:
+    """The functions that belong to a policy.
+
+    Raises:
+        ValueError: ALOE knows none for it.
+    """
+    match policy.name:
+        case "tiny_vla":
+            return tiny_vla_family
+        case "smolvla" | "pi0" | "pi05":
+            from aloe.policies import lerobot  # takes seconds to import
+
+            return lerobot
+        case _:
+            raise ValueError(f"ALOE cannot train a policy of type {policy.name!r}; it knows {', '.join(SUPPORTED)}")
+
+
 def chunk_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
     """(H, A) of the chunks that the policy predicts."""
-    match policy:
-        case TinyVLAPolicy():
-            return policy.config.chunk_size, policy.action_dim
-        case _:
-            raise _unsupported(policy)
+    family(policy)
+    config: Any = policy.config
+    return config.chunk_size, config.action_feature.shape[0]
+
+
+def noise_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
+    """(H, N) of the noise that a chunk is made of."""
+    return chunk_shape(policy)[0], family(policy).noise_dim(policy)
 
 
 def default_execute(policy: PreTrainedPolicy) -> int:
     """Actions of a chunk that the policy's own config executes before it predicts again."""
-    match policy:
-        case TinyVLAPolicy():
-            return policy.config.n_action_steps
-        case _:
-            raise _unsupported(policy)
+    family(policy)
+    config: Any = policy.config
+    return config.n_action_steps
 
 
-def encode_images(policy: PreTrainedPolicy, batch: dict[str, Tensor]) -> Float[Tensor, "B C D"]:
-    """Features of the vision tower, one row a camera, from a preprocessed batch."""
-    match policy:
-        case TinyVLAPolicy():
-            return policy.encode_images(batch)
-        case _:
-            raise _unsupported(policy)
+def encode_images(policy: PreTrainedPolicy, batch: Batch, tokens: int = 1) -> Float[Tensor, "B CT D"]:
+    """Features of the vision tower, `tokens` rows a camera, from a preprocessed batch."""
+    return family(policy).image_tokens(policy, batch, tokens).flatten(1, 2)
 
 
 def feature_dim(policy: PreTrainedPolicy) -> int:
     """D of `encode_images`."""
-    match policy:
-        case TinyVLAPolicy():
-            return policy.feature_dim
-        case _:
-            raise _unsupported(policy)
+    return family(policy).image_token_dim(policy)
 
 
-def language_features(policy: PreTrainedPolicy, batch: dict[str, Tensor]) -> Float[Tensor, "B L"]:
+def language_features(policy: PreTrainedPolicy, batch: Batch) -> Float[Tensor, "B L"]:
     """The instruction as one vector a row, from a preprocessed batch."""
-    match policy:
-        case TinyVLAPolicy():
-            return batch[LANGUAGE_EMBEDDING]
-        case _:
-            raise _unsupported(policy)
+    return family(policy).language_features(policy, batch)
 
 
 def language_dim(policy: PreTrainedPolicy) -> int:
     """L of `language_features`."""
-    match policy:
-        case TinyVLAPolicy():
-            return LANGUAGE_DIM
-        case _:
-            raise _unsupported(policy)
+    return family(policy).language_dim(policy)
 
 
 def vision_tower(policy: PreTrainedPolicy) -> nn.Module:
     """The part that turns pictures into features."""
-    match policy:
-        case TinyVLAPolicy():
-            return policy.vision_tower
-        case _:
-            raise _unsupported(policy)
+    return family(policy).vision_tower(policy)
 
 
 def tower_key(policy: PreTrainedPolicy) -> str:
@@ -199,14 +194,19 @@ def tower_key(policy: PreTrainedPolicy) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(vision_tower(policy).state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sample_time(policy: PreTrainedPolicy, count: int, generator: torch.Generator) -> Float[Tensor, "B"]:
+    """Flow times for training, by the policy's own recipe."""
+    return family(policy).sample_time(policy, count, generator)
 
 
 def flow_residual(
     policy: PreTrainedPolicy,
-    batch: dict[str, Tensor],
-    noise: Float[Tensor, "B H A"],
+    batch: Batch,
+    noise: Float[Tensor, "B H N"],
     time: Float[Tensor, "B"],
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "B H A"]:
@@ -214,21 +214,15 @@ def flow_residual(
 
     `generator` drives the policy's image augmentation, if it has any and is in training mode.
     """
-    match policy:
-        case TinyVLAPolicy():
-            prefix = policy.prefix(policy.encode_images(batch, generator), batch[OBS_STATE], batch[LANGUAGE_EMBEDDING])
-            velocity = policy.velocity(flow_interpolate(batch[ACTION], noise, time), time, prefix)
-            return flow_matching_residual(velocity, batch[ACTION], noise)
-        case _:
-            raise _unsupported(policy)
+    return family(policy).flow_residual(policy, batch, noise, time, generator)
 
 
 @torch.no_grad()
 def sample_chunks(
     policy: PreTrainedPolicy,
-    batch: dict[str, Tensor],
-    noise: Float[Tensor, "B M H A"],
-    unconditional: dict[str, Tensor] | None = None,
+    batch: Batch,
+    noise: Float[Tensor, "B M H N"],
+    unconditional: Batch | None = None,
     guidance: float = 1.0,
 ) -> Float[Tensor, "B M H A"]:
     """M chunks for each observation from M draws of noise; the observation is encoded once.
@@ -236,24 +230,7 @@ def sample_chunks(
     `unconditional` is the same observation under the plain instruction, for classifier-free guidance.
     """
     policy.eval()
-    match policy:
-        case TinyVLAPolicy():
-            prefix, plain = (
-                None
-                if seen is None
-                else policy.prefix(
-                    policy.encode_images(seen), seen[OBS_STATE], seen[LANGUAGE_EMBEDDING]
-                ).repeat_interleave(noise.shape[1], 0)
-                for seen in (batch, unconditional)
-            )
-            assert prefix is not None
-            return policy.denoise(noise.flatten(0, 1), prefix, plain, guidance).view_as(noise)
-        case _:
-            raise _unsupported(policy)
-
-
-def _unsupported(policy: PreTrainedPolicy) -> ValueError:
-    return ValueError(f"ALOE cannot train a policy of type {policy.name!r}; it knows {', '.join(SUPPORTED)}")
+    return family(policy).sample_chunks(policy, batch, noise, unconditional, guidance)
 
 
 def image_batch(images: dict[str, UInt8[ndarray, "B h w 3"]]) -> dict[str, Float[Tensor, "B 3 h w"]]:
@@ -262,6 +239,30 @@ def image_batch(images: dict[str, UInt8[ndarray, "B h w 3"]]) -> dict[str, Float
         IMAGES + camera: torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
         for camera, pictures in images.items()
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """What critics see through: the frozen vision tower and the processors of a policy, for a whole run those of its first
+    version."""
+
+    bundle: PolicyBundle
+    image_tokens: int = 1
+    """Tokens that each picture is pooled to."""
+
+    @property
+    def key(self) -> str:
+        """Changes with everything that decides `encode`."""
+        return f"{tower_key(self.bundle.policy)}-{self.image_tokens}"
+
+    @property
+    def feature_dim(self) -> int:
+        return feature_dim(self.bundle.policy)
+
+    @torch.no_grad()
+    def encode(self, images: dict[str, UInt8[ndarray, "B h w 3"]]) -> Float[Tensor, "B CT D"]:
+        """Features of every camera's pictures (at least one), `image_tokens` rows a camera."""
+        return encode_images(self.bundle.policy.eval(), image_batch(images), self.image_tokens)
 
 
 def check_sees_all(bundle: PolicyBundle, cameras: Collection[str]) -> None:
@@ -290,14 +291,14 @@ class PolicyPlayer:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        return self.chunk_shape
+        return noise_shape(self.bundle.policy)
 
     def __call__(
         self,
         images: dict[str, UInt8[ndarray, "W h w 3"]],
         state: Float32[ndarray, "W S"],
         tasks: list[str],
-        noise: Float32[ndarray, "W H A"],
+        noise: Float32[ndarray, "W H N"],
     ) -> Float32[ndarray, "W H A"]:
         batch = observe(self.bundle, images, state, [task + self.condition for task in tasks])
         plain = observe(self.bundle, images, state, tasks) if self.guidance != 1 else None

@@ -18,7 +18,9 @@ from aloe.policies.flow import (
     chunk_shape,
     flow_residual,
     image_batch,
+    noise_shape,
     sample_chunks,
+    sample_time,
     vision_tower,
 )
 from aloe.training import BatchDraw, Log, Shares, cosine_rate, generator_for, load_state, save_state, set_rate
@@ -181,8 +183,8 @@ def actor_loss(
 ) -> Float[Tensor, ""]:
     """The weighted flow-matching loss of one batch of windows."""
     action = data.action[torch.from_numpy(actor.frames[rows])]
-    noise = torch.randn(action.shape, generator=generator)
-    time = torch.rand(len(action), generator=generator)
+    noise = torch.randn(len(action), *noise_shape(bundle.policy), generator=generator)
+    time = sample_time(bundle.policy, len(action), generator)
     keep = None
     if actor.condition is not None:
         keep = torch.rand(len(action), generator=generator) >= actor.condition_dropout
@@ -203,8 +205,9 @@ def sample_all_chunks(
     batch_size: int = 256,
 ) -> None:
     """Fills `out` with M chunks of the policy at every frame, normalised; decided by weights, key, batch size, frame."""
-    horizon, action_dim = chunk_shape(bundle.policy)
     for start in tqdm(range(0, frames, batch_size), desc="sample chunks", unit="batch", delay=2):
         rows = np.arange(start, min(start + batch_size, frames))
-        noise = torch.randn(len(rows), samples, horizon, action_dim, generator=generator_for(*key, start // batch_size))
+        noise = torch.randn(
+            len(rows), samples, *noise_shape(bundle.policy), generator=generator_for(*key, start // batch_size)
+        )
         out[start : start + len(rows)] = sample_chunks(bundle.policy, data.batch(rows), noise).numpy()

@@ -10,20 +10,18 @@ import pandas as pd
 import torch
 from jaxtyping import Float32
 from lerobot.utils.constants import OBS_STATE
+from torch import Tensor
 
 from aloe.experience.cache import Cache, FeatureCache, FrameCache
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import (
     PolicyBundle,
+    Tower,
     check_sees_all,
     chunk_shape,
-    encode_images,
-    feature_dim,
-    image_batch,
     language_dim,
     language_features,
-    tower_key,
 )
 from aloe.policies.train import ActorRows, sample_all_chunks
 from aloe.stages.actor import policy_rows
@@ -49,15 +47,15 @@ class EvaluationInputs:
     windows: Windows
     bundle: PolicyBundle
     """The current policy."""
-    tower: PolicyBundle
-    """The policy whose frozen vision tower the critics see with: the first of a run, for all of its rounds."""
+    tower: Tower
+    """What the critics see through."""
     cache: Cache
 
     @staticmethod
     def of(
         store: Experience,
         bundle: PolicyBundle,
-        tower: PolicyBundle,
+        tower: Tower,
         cache: Cache,
         window: WindowConfig,
         scale: float,
@@ -85,31 +83,37 @@ def sample_stage(inputs: EvaluationInputs, samples: int, key: tuple[int | str, .
 
 def observation_source(inputs: EvaluationInputs) -> ObservationSource:
     """What critics see of every frame, with cached features. Encodes the pictures that are new."""
-    check_sees_all(inputs.tower, inputs.store.cameras)
-    tower = inputs.tower.policy.eval()
+    tower, frames = inputs.tower, inputs.frames
+    check_sees_all(tower.bundle, inputs.store.cameras)
     pictures = FrameCache(inputs.cache, inputs.store)
-    rows = policy_rows(inputs.tower, inputs.frames, pictures)
-    state, language = rows.inputs[OBS_STATE], language_features(tower, rows.inputs)
+    rows = policy_rows(tower.bundle, frames, pictures)
+    state = rows.inputs[OBS_STATE]
+    # One vector a task, from its first frame: a prompt may hold more than the instruction, pi0.5's for one the state.
+    first = np.array([np.argmax(frames.task_index == task) for task in range(len(frames.tasks))])
+    of_task = language_features(tower.bundle.policy, {key: value[first] for key, value in rows.inputs.items()})
+    language = of_task[torch.from_numpy(frames.task_index)]
     features = None
     if inputs.store.cameras:
-        features = FeatureCache(inputs.cache, tower_key(tower), pictures, (feature_dim(tower),))
-
-        @torch.no_grad()
-        def encode(images: dict[str, np.ndarray]) -> np.ndarray:
-            return encode_images(tower, image_batch(images)).numpy().astype(np.float16)
-
-        features.update(encode)
+        features = FeatureCache(inputs.cache, tower.key, pictures, (tower.image_tokens, tower.feature_dim))
+        features.update(lambda images: half(tower.encode(images)).unflatten(1, (-1, tower.image_tokens)).numpy())
 
     def observations(frames: np.ndarray) -> Observations:
         picked = torch.from_numpy(frames)
         seen = (
-            torch.zeros(len(frames), 0, feature_dim(tower))
+            torch.zeros(len(frames), 0, tower.feature_dim)
             if features is None
-            else torch.from_numpy(features.gather(frames)).float()
+            else torch.from_numpy(features.gather(frames)).float().flatten(1, 2)
         )
         return Observations(features=seen, state=state[picked], language=language[picked])
 
     return observations
+
+
+def half(features: Tensor) -> Tensor:
+    """As float16, in which they are kept. Raises ValueError where they do not fit."""
+    if not torch.isfinite(short := features.half()).all():
+        raise ValueError("the vision tower gave features beyond 65504 or not finite; are its weights damaged?")
+    return short
 
 
 def normalised_actions(inputs: EvaluationInputs) -> torch.Tensor:
@@ -119,7 +123,7 @@ def normalised_actions(inputs: EvaluationInputs) -> torch.Tensor:
         ValueError: the two normalise differently.
     """
     pictures = FrameCache(inputs.cache, inputs.store)
-    of_policy, of_tower = (policy_rows(b, inputs.frames, pictures).action for b in (inputs.bundle, inputs.tower))
+    of_policy, of_tower = (policy_rows(b, inputs.frames, pictures).action for b in (inputs.bundle, inputs.tower.bundle))
     if not torch.equal(of_policy, of_tower):
         raise ValueError("the policy and the one whose tower the critics see with normalise actions differently")
     return of_policy
@@ -148,13 +152,13 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
     )
 
 
-def observation_shape(tower: PolicyBundle, horizon: int) -> ObservationShape:
-    """What critics see through this policy's tower and processors, and the chunks of `horizon` actions they judge."""
-    policy = tower.policy
+def observation_shape(tower: Tower, horizon: int) -> ObservationShape:
+    """What critics see through a tower, and the chunks of `horizon` actions they judge."""
+    policy = tower.bundle.policy
     assert policy.config.robot_state_feature is not None
     return ObservationShape(
-        cameras=len(policy.config.image_features),
-        feature_dim=feature_dim(policy),
+        cameras=len(policy.config.image_features) * tower.image_tokens,
+        feature_dim=tower.feature_dim,
         state_dim=policy.config.robot_state_feature.shape[0],
         language_dim=language_dim(policy),
         action_dim=chunk_shape(policy)[1],

@@ -25,7 +25,7 @@ from aloe.experience.cache import Cache
 from aloe.experience.schema import Frames
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, Windows, make_windows
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.flow import PolicyBundle, Tower
 from aloe.stages.critic import EvaluationInputs, critic_data, sample_stage
 from aloe.types import Episode, Source
 from aloe.value.critic import ChunkCritic
@@ -79,7 +79,7 @@ class EvaluatedEpisode:
 
 
 def fresh_inputs(
-    root: Path, bundle: PolicyBundle, tower: PolicyBundle, cache: Cache, window: WindowConfig, scale: float
+    root: Path, bundle: PolicyBundle, tower: Tower, cache: Cache, window: WindowConfig, scale: float
 ) -> EvaluationInputs:
     """A store of fresh episodes as policy evaluation reads it. `scale` is the run's, not that of the store."""
     store = ExperienceStore.read(root)

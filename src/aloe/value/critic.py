@@ -25,12 +25,15 @@ class CriticConfig:
     """Transformer layers. (Paper: 6.)"""
     heads: int = 4
     """Attention heads. (Paper: 8.)"""
+    image_tokens: int = 1
+    """Tokens of each camera's picture: the vision tower's output, pooled to so many. `tiny_vla` has one. (Paper: not
+    disclosed.)"""
     trunks: Literal["shared", "separate"] = "shared"
     """One transformer with K readouts (paper), or a transformer for each critic, at K times the cost."""
 
     def __post_init__(self) -> None:
-        if min(self.critics, self.layers, self.heads) < 1:
-            raise ValueError("a critic needs at least one readout, one layer and one head")
+        if min(self.critics, self.layers, self.heads, self.image_tokens) < 1:
+            raise ValueError("a critic needs at least one readout, one layer, one head and one token a picture")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
 
@@ -40,6 +43,7 @@ class ObservationShape:
     """What the critic is shown of an observation, and the chunk that it judges."""
 
     cameras: int
+    """C; with several tokens a picture, tokens of all pictures."""
     feature_dim: int
     state_dim: int
     language_dim: int

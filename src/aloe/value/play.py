@@ -9,9 +9,10 @@ from numpy import ndarray
 
 from aloe.policies.flow import (
     PolicyBundle,
+    Tower,
     chunk_shape,
-    encode_images,
     language_features,
+    noise_shape,
     observe,
     sample_chunks,
 )
@@ -25,8 +26,8 @@ class BestOfPlayer:
 
     bundle: PolicyBundle
     critic: ChunkCritic
-    tower: PolicyBundle
-    """The policy whose frozen vision tower and processors the critics were trained with."""
+    tower: Tower
+    """What the critics were trained to see through."""
     samples: int
     """N."""
     aggregation: Aggregation
@@ -38,7 +39,7 @@ class BestOfPlayer:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        return (self.samples, *self.chunk_shape)
+        return (self.samples, *noise_shape(self.bundle.policy))
 
     @torch.no_grad()
     def __call__(
@@ -46,12 +47,14 @@ class BestOfPlayer:
         images: dict[str, UInt8[ndarray, "W h w 3"]],
         state: Float32[ndarray, "W S"],
         tasks: list[str],
-        noise: Float32[ndarray, "W N H A"],
+        noise: Float32[ndarray, "W S H N"],
     ) -> Float32[ndarray, "W H A"]:
         chunks = sample_chunks(self.bundle.policy, observe(self.bundle, images, state, tasks), torch.from_numpy(noise))
-        seen, tower = observe(self.tower, images, state, tasks), self.tower.policy
+        tower = self.tower.bundle
+        seen = observe(tower, images, state, tasks)
+        features = self.tower.encode(images) if images else torch.zeros(len(state), 0, self.tower.feature_dim)
         observations = Observations(
-            features=encode_images(tower.eval(), seen), state=seen[OBS_STATE], language=language_features(tower, seen)
+            features=features, state=seen[OBS_STATE], language=language_features(tower.policy, seen)
         )
         judged = chunks[:, :, : self.critic.shape.horizon]
         q = aggregate(self.critic.of_samples(observations, judged), self.aggregation, self.std_weight)  # (W, N)

@@ -1,0 +1,186 @@
+"""SmolVLA, pi0 and pi0.5 as ALOE asks of them: the only file that knows the insides of these models.
+
+Each is LeRobot's own class, untouched. What is here calls its parts in the order in which its own `forward` and
+`sample_actions` do, so that losses and samples are the same for the same noise (tests/policies/test_lerobot.py). But the
+mask is ours (pi0.5's own loss does not know padding), noise and time come from outside, and an observation is encoded once
+for all of its M samples: the key-value cache of its pictures and words is made once and repeated.
+
+Noise is as wide as the model inside (`max_action_dim`), actions as wide as the robot's.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from lerobot.policies.common.flow_matching import euler_integrate
+from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, prepare_attention_masks_4d
+from lerobot.policies.pi0.modeling_pi0 import PI0Policy
+from lerobot.policies.pi05.modeling_pi05 import PI05Policy
+from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from torch import Tensor, nn
+
+from aloe.policies.family import Batch
+
+Vla = SmolVLAPolicy | PI0Policy | PI05Policy
+
+
+def noise_dim(policy: Vla) -> int:
+    """Width of a step's noise."""
+    return policy.config.max_action_dim
+
+
+def flow_residual(
+    policy: Vla,
+    batch: Batch,
+    noise: Float[Tensor, "B H N"],
+    time: Float[Tensor, "B"],
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "B H A"]:
+    """Squared error of the velocity at the given noise and time, unreduced, without the padded widths."""
+    seen, state = _observation(policy, batch)
+    action = pad_vector(batch[ACTION], noise_dim(policy))
+    losses = _model(policy).forward(*seen, *state, action, noise, time)
+    return losses[..., : batch[ACTION].shape[-1]]
+
+
+def sample_time(policy: Vla, count: int, generator: torch.Generator) -> Float[Tensor, "B"]:
+    """Flow times as the policy's recipe draws them: offset + scale * Beta(a, 1), by the inverse of its distribution.
+
+    Raises:
+        ValueError: the config asks for another second parameter of the Beta distribution than 1.
+    """
+    alpha, beta, scale, offset = 1.5, 1.0, 0.999, 0.001  # SmolVLA's, which its config does not name
+    if not isinstance(policy, SmolVLAPolicy):
+        config = policy.config
+        alpha, beta = config.time_sampling_beta_alpha, config.time_sampling_beta_beta
+        scale, offset = config.time_sampling_scale, config.time_sampling_offset
+    if beta != 1:
+        raise ValueError(f"time_sampling_beta_beta is {beta}; ALOE draws flow times for 1 only")
+    return offset + scale * torch.rand(count, generator=generator) ** (1 / alpha)
+
+
+@torch.no_grad()
+def sample_chunks(
+    policy: Vla,
+    batch: Batch,
+    noise: Float[Tensor, "B M H N"],
+    unconditional: Batch | None = None,
+    guidance: float = 1.0,
+) -> Float[Tensor, "B M H A"]:
+    """M chunks for each observation, which is encoded once. Equal to `predict_action_chunk` for each of the M noises.
+
+    Raises:
+        ValueError: guidance is asked for, which these policies were not made for.
+    """
+    if unconditional is not None:
+        raise ValueError(f"{policy.name} is not guided; give --recap.guidance 1")
+    seen, state = _observation(policy, batch)
+    samples, model, encoder = noise.shape[1], _model(policy), _encoder(policy)
+    if isinstance(policy, SmolVLAPolicy):
+        if not policy.config.use_cache:
+            raise ValueError(
+                "this SmolVLA was saved with use_cache off; set it in its config.json, it changes no result"
+            )
+        embedded, is_known, is_causal = model.embed_prefix(*seen, state=state[0])
+        mask = make_att_2d_masks(is_known, is_causal)
+    else:
+        embedded, is_known, is_causal = model.embed_prefix(*seen)
+        mask = prepare_attention_masks_4d(make_att_2d_masks(is_known, is_causal))
+        encoder.paligemma.model.language_model.config._attn_implementation = "eager"  # as `sample_actions` does
+    _, cache = encoder.forward(
+        attention_mask=mask,
+        position_ids=torch.cumsum(is_known, dim=1) - 1,
+        past_key_values=None,
+        inputs_embeds=[embedded, None],
+        use_cache=True,
+    )
+    cache.batch_repeat_interleave(samples)
+    is_known = is_known.repeat_interleave(samples, 0)
+    more = {"state": state[0].repeat_interleave(samples, 0)} if isinstance(policy, PI0Policy) else {}
+    steps = policy.config.num_steps if isinstance(policy, SmolVLAPolicy) else policy.config.num_inference_steps
+
+    def velocity(x_t: Tensor, time: Tensor) -> Tensor:
+        return model.denoise_step(prefix_pad_masks=is_known, past_key_values=cache, x_t=x_t, timestep=time, **more)
+
+    chunks = euler_integrate(velocity, noise.flatten(0, 1), steps)
+    action = policy.config.action_feature
+    assert action is not None
+    return chunks[..., : action.shape[0]].unflatten(0, noise.shape[:2])
+
+
+def image_tokens(policy: Vla, batch: Batch, count: int) -> Float[Tensor, "B C T D"]:
+    """What the vision tower and its projection make of each camera's picture, pooled to `count` tokens."""
+    embed = _encoder(policy).embed_image
+    images, _ = _images(policy, batch)
+    seen = sum(key in batch for key in policy.config.image_features)  # beyond them come the empty ones
+    return torch.stack([pool_tokens(embed(image).float(), count) for image in images[:seen]], 1)
+
+
+def pool_tokens(tokens: Float[Tensor, "B N D"], count: int) -> Float[Tensor, "B T D"]:
+    """Means of neighbouring tokens: over a grid where both numbers are squares, else along the sequence."""
+    total = tokens.shape[1]
+    side, wanted = math.isqrt(total), math.isqrt(count)
+    if (side * side, wanted * wanted) == (total, count):
+        grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+        return F.adaptive_avg_pool2d(grid, wanted).flatten(2).transpose(1, 2)
+    return F.adaptive_avg_pool1d(tokens.transpose(1, 2), count).transpose(1, 2)
+
+
+def image_token_dim(policy: Vla) -> int:
+    """D of `image_tokens`: the width of the language model."""
+    return _token_embedding(policy).embedding_dim
+
+
+def language_dim(policy: Vla) -> int:
+    """L of `language_features`."""
+    return image_token_dim(policy)
+
+
+@torch.no_grad()
+def language_features(policy: Vla, batch: Batch) -> Float[Tensor, "B L"]:
+    """Mean of the embeddings of the prompt's tokens."""
+    embedded = _token_embedding(policy)(batch[OBS_LANGUAGE_TOKENS]).float()
+    is_word = batch[OBS_LANGUAGE_ATTENTION_MASK].to(embedded.dtype)[..., None]
+    return (embedded * is_word).sum(1) / is_word.sum(1).clamp(min=1)
+
+
+def vision_tower(policy: Vla) -> nn.ModuleList:
+    """The tower and the projection of its output."""
+    if isinstance(policy, SmolVLAPolicy):
+        inner = _encoder(policy).get_vlm_model()
+        return nn.ModuleList([inner.vision_model, inner.connector])
+    inner = _encoder(policy).paligemma.model
+    return nn.ModuleList([inner.vision_tower, inner.multi_modal_projector])
+
+
+def _model(policy: Vla) -> Any:
+    """LeRobot's types say less than its code."""
+    return policy.model
+
+
+def _encoder(policy: Vla) -> Any:
+    """Tower and language model, with the action expert beside them."""
+    model = _model(policy)
+    return model.vlm_with_expert if isinstance(policy, SmolVLAPolicy) else model.paligemma_with_expert
+
+
+def _token_embedding(policy: Vla) -> nn.Embedding:
+    if isinstance(policy, SmolVLAPolicy):
+        return _encoder(policy).get_vlm_model().text_model.get_input_embeddings()
+    return _encoder(policy).paligemma.model.language_model.get_input_embeddings()
+
+
+def _images(policy: Vla, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    """Pictures as the tower expects them, and which of them are real."""
+    return policy.prepare_images(batch) if isinstance(policy, SmolVLAPolicy) else policy._preprocess_images(batch)
+
+
+def _observation(policy: Vla, batch: Batch) -> tuple[tuple, tuple]:
+    """(images, their masks, tokens, their mask), and (state,) for the models that see it apart from the words."""
+    if isinstance(policy, SmolVLAPolicy) and policy.config.adapt_to_pi_aloha:
+        raise ValueError("ALOE does not train a SmolVLA with adapt_to_pi_aloha")
+    seen = (*_images(policy, batch), batch[OBS_LANGUAGE_TOKENS], batch[OBS_LANGUAGE_ATTENTION_MASK])
+    return seen, () if isinstance(policy, PI05Policy) else (policy.prepare_state(batch),)

@@ -1,0 +1,111 @@
+"""One round on recorded data for each family of VLAs, tiny and with random weights: critic, improve, save, and back."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from lerobot.policies.factory import get_policy_class
+
+from aloe import cli
+from aloe.experience.store import ExperienceStore
+from aloe.policies.flow import PolicyBundle, observe, sample_chunks
+from aloe.types import NO_POLICY, Episode, Source
+
+sys.path.insert(0, str(Path(__file__).parent / "policies"))
+import vlas
+
+CAMERAS = {"top": (48, 64), "wrist": (64, 64)}
+BRIEF = ["--steps", 4, "--batch-size", 4, "--window.horizon", 6]
+CRITIC = ["--critic.critics", 2, "--critic.width", 16, "--critic.layers", 1, "--critic.heads", 2]
+
+
+def aloe(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["aloe", *map(str, arguments)])
+        cli.main()
+
+
+def episode(seed: int, steps: int, source: Source, success: bool) -> Episode:
+    rng, last = np.random.default_rng(seed), np.arange(steps) == steps - 1
+    return Episode(
+        task=("stack the cubes", "open the drawer")[seed % 2],
+        seed=seed,
+        images={c: rng.integers(0, 255, (steps, h, w, 3), np.uint8) for c, (h, w) in CAMERAS.items()},
+        state=rng.standard_normal((steps, 5)).astype(np.float32),
+        action=rng.uniform(-1, 1, (steps, 3)).astype(np.float32),
+        proposed_action=np.full((steps, 3), np.nan, np.float32),
+        source=np.full(steps, source),
+        policy_version=np.full(steps, NO_POLICY if source == Source.DEMO else 0),
+        reward=np.where(last & success, 0, -1).astype(np.float32),
+        terminated=last,
+        truncated=np.zeros(steps, bool),
+        success=last & success,
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ExperienceStore:
+    made = ExperienceStore.create(
+        tmp_path_factory.mktemp("data") / "store", cameras=CAMERAS, state_dim=5, action_dim=3, fps=10
+    )
+    for seed, (steps, source, success) in enumerate(
+        [(12, Source.DEMO, True), (15, Source.DEMO, True), (14, Source.POLICY, False), (11, Source.POLICY, True)]
+    ):
+        made.append(episode(seed, steps, source, success))
+    made.close()
+    return made
+
+
+@pytest.fixture(scope="module", params=vlas.FAMILIES)
+def checkpoint(
+    request: pytest.FixtureRequest, store: ExperienceStore, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    frames = store.columns()
+    stats = {
+        key: {
+            "mean": torch.from_numpy(rows.mean(0)),
+            "std": torch.from_numpy(rows.std(0)),
+            "min": torch.from_numpy(rows.min(0)),
+            "max": torch.from_numpy(rows.max(0)),
+            "q01": torch.from_numpy(np.quantile(rows, 0.01, 0).astype(np.float32)),
+            "q99": torch.from_numpy(np.quantile(rows, 0.99, 0).astype(np.float32)),
+        }
+        for key, rows in (("observation.state", frames.state), ("action", frames.action))
+    }
+    with vlas.small_models():
+        yield vlas.tiny_checkpoint(request.param, tmp_path_factory.mktemp(request.param), CAMERAS, stats)
+
+
+def test_recorded_data_make_a_better_checkpoint_that_lerobot_loads(
+    checkpoint: Path, store: ExperienceStore, tmp_path: Path
+) -> None:
+    source = ["--policy.path", checkpoint, "--dataset.root", store.root]
+    more = ["--aloe.samples", 2, "--critic.image-tokens", 4]
+    aloe("critic", *source, "--output-dir", tmp_path / "critic", *BRIEF, *CRITIC, *more)
+    table = pd.read_parquet(tmp_path / "critic/advantages.parquet")
+    assert len(table) == store.num_frames
+    assert np.isfinite(table["advantage"]).all()
+    advantages = ["--advantages", tmp_path / "critic/advantages.parquet"]
+    aloe("improve", *source, *advantages, "--output-dir", tmp_path / "improved", *BRIEF)
+    before, after = PolicyBundle.load(checkpoint), PolicyBundle.load(tmp_path / "improved/pretrained_model")
+    changed = [
+        name for name, value in before.policy.state_dict().items() if (after.policy.state_dict()[name] != value).any()
+    ]
+    assert changed
+    # LeRobot's own loading, without anything of ours: the same chunk for the same noise, to the bit.
+    kind = after.policy.name
+    theirs = get_policy_class(kind).from_pretrained(tmp_path / "improved/pretrained_model").eval()
+    frames = store.columns()
+    seen = observe(
+        after,
+        {camera: pictures[:1] for camera, pictures in store.pictures(0).items()},
+        frames.state[:1],
+        [frames.tasks[frames.task_index[0]]],
+    )
+    noise = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
+    expected = theirs.predict_action_chunk(dict(seen), noise=noise)
+    torch.testing.assert_close(sample_chunks(after.policy, seen, noise[:, None])[:, 0], expected, rtol=0, atol=0)
