@@ -36,10 +36,11 @@ from PIL import Image
 
 from aloe.experience import checksums
 from aloe.experience.checksums import Damage
-from aloe.experience.commit import STAGING, Stats, commit, set_leftovers_aside, settled_stats, sync, sync_folders
+from aloe.experience.commit import Stats, commit, set_leftovers_aside, settled_stats, sync, sync_folders
 from aloe.experience.index import Row, place, read_rows
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
+from aloe.experience.pictures import Pictures
 from aloe.experience.recorder import Recorder
 from aloe.experience.schema import ACTION, COLUMNS, IMAGES, STATE, VECTORS, Frames, cameras_of, check_features, features
 from aloe.types import Episode
@@ -187,8 +188,20 @@ class ExperienceStore:
 
     # ---- writing
 
-    def append(self, episode: Episode) -> int:
+    def begin(self) -> Pictures:
+        """The next episode's pictures, to be given step by step while it is recorded, and then to `append` with the rest.
+        To drop the episode, close them.
+
+        Raises ValueError and OSError as `append` does.
+        """
+        self._check_writing()
+        self._settle()
+        return Pictures(self.root, self._info)
+
+    def append(self, episode: Episode, pictures: Pictures | None = None) -> int:
         """Write one episode and return its index. On return it is committed and on the disk.
+
+        pictures: those of `begin`, all steps given; the episode's own `images` are empty then. They are closed here.
 
         Raises:
             ValueError: the episode does not fit the store, the store is open for reading, or another store of this process
@@ -196,18 +209,14 @@ class ExperienceStore:
             OSError: the episode could not be written, and is lost; all committed ones are as they were, and the next can
                 be appended once the cause is gone.
         """
-        if self._lock is None:
-            raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
-        self._check(episode)
-        self._lock.check()
-        if (found := load_info(self.root).total_episodes) != self.num_episodes:
-            raise ValueError(
-                f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: something else appended; "
-                "open it again, and append through one ExperienceStore only"
-            )
+        self._check_writing()
+        self._check(episode, pictures)
         try:
             self._settle()
-            meta, row = self._write(episode)
+            with Pictures(self.root, self._info) if pictures is None else pictures as film:
+                for t in range(episode.steps if pictures is None else 0):
+                    film.add({camera: images[t] for camera, images in episode.images.items()})
+                meta, row = self._write(episode, film)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -221,14 +230,23 @@ class ExperienceStore:
         self._settled = True
         return row["episode_index"]
 
-    def _write(self, episode: Episode) -> tuple[LeRobotDatasetMetadata, Row]:
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=self.root) as folder:
-            last = self._episodes[-1] if self._episodes else None
-            recorder = Recorder(root=self.root, info=self._info, stats=self._stats, tasks=self.tasks, last=last)
-            staging = Path(folder) / "new"
-            meta, row = recorder.stage(episode, staging)
-            self._settled = False
-            commit(staging, self.root)
+    def _check_writing(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
+        self._lock.check()
+        if (found := load_info(self.root).total_episodes) != self.num_episodes:
+            raise ValueError(
+                f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: something else appended; "
+                "open it again, and append through one ExperienceStore only"
+            )
+
+    def _write(self, episode: Episode, pictures: Pictures) -> tuple[LeRobotDatasetMetadata, Row]:
+        last = self._episodes[-1] if self._episodes else None
+        recorder = Recorder(root=self.root, info=self._info, stats=self._stats, tasks=self.tasks, last=last)
+        staging = pictures.folder / "new"
+        meta, row = recorder.stage(episode, pictures, staging)
+        self._settled = False
+        commit(staging, self.root)
         return meta, row
 
     def _settle(self, mixed: list[str] | None = None) -> None:
@@ -242,11 +260,15 @@ class ExperienceStore:
         self._stats = settled_stats(self.root, self._info, self._episodes)
         self._settled = True
 
-    def _check(self, episode: Episode) -> None:
+    def _check(self, episode: Episode, film: Pictures | None) -> None:
         """Raise ValueError unless the episode has the store's cameras and dimensions."""
-        if set(episode.images) != set(self.cameras):
+        if film is not None and (episode.images or film.steps != episode.steps):
+            raise ValueError(
+                f"pictures of {film.steps} steps were given for an episode of {episode.steps}, whose own must be empty"
+            )
+        if film is None and set(episode.images) != set(self.cameras):
             raise ValueError(f"the episode has cameras {sorted(episode.images)}, the store {sorted(self.cameras)}")
-        for camera, (h, w) in self.cameras.items():
+        for camera, (h, w) in self.cameras.items() if film is None else ():
             pictures = episode.images[camera]
             if pictures.shape != (episode.steps, h, w, 3) or pictures.dtype != np.uint8:
                 raise ValueError(
