@@ -9,8 +9,8 @@ All that the loop does is to copy each step into memory that both processes see,
 done in the other process (`background_worker.py`), at a lower priority; a thread would hold the interpreter's lock just
 when the loop wants to go on. Words travel through two pipes as lines of JSON.
 
-**Nothing is dropped, and no call but `flush` and `close` waits.** If the encoder falls behind by a whole ring, the episode in
-progress is lost, and the loop is told. Whatever else goes wrong it is told at its next call: `RecordingError`.
+**Nothing is dropped, and no call but `flush` and `close` waits.** If the encoder falls behind by a whole ring, the episode
+in progress is lost, and the loop is told. Whatever else goes wrong it is told at its next call: `RecordingError`.
 """
 
 import json
@@ -130,6 +130,11 @@ class BackgroundRecorder:
             if error is None:
                 raise
             error.add_note(str(loss))  # the error that ended the block matters more
+
+    @property
+    def pid(self) -> int:
+        """Of the other process."""
+        return self._process.pid
 
     @property
     def backlog(self) -> int:

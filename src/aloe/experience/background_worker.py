@@ -1,7 +1,7 @@
 """The process beside `background.BackgroundRecorder`: encodes pictures as they come, commits episodes.
 
-It is started as `python -m aloe.experience.background_worker ROOT BUFFER_SECONDS FILE_DESCRIPTOR`, is given orders on stdin and
-answers on stdout. When nobody is left to give orders it ends; what was finished until then is committed.
+It is started as `python -m aloe.experience.background_worker ROOT BUFFER_SECONDS FILE_DESCRIPTOR`, is given orders on stdin
+and answers on stdout. When nobody is left to give orders it ends; what was finished until then is committed.
 """
 
 import contextlib
@@ -9,8 +9,10 @@ import json
 import mmap
 import os
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy import ndarray
@@ -22,6 +24,7 @@ from aloe.types import Episode
 
 _NICE: Final = 10
 """The control loop goes first."""
+_LOOK_SECONDS: Final = 0.005
 _LONGEST: Final = 2000
 """Characters of an error that are passed on."""
 
@@ -30,6 +33,7 @@ def main() -> None:
     root, buffer_seconds, memory = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     replies = os.dup(1)
     os.dup2(2, 1)  # what anybody prints is no answer
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # the loop's own may be a real-time one
     os.nice(_NICE)
     try:
         store = ExperienceStore.open(root)
@@ -42,8 +46,7 @@ def main() -> None:
         os.posix_fallocate(memory, 0, max(1, round(buffer_seconds * store.fps)) * step.itemsize)
         worker = _Worker(store, np.frombuffer(mmap.mmap(memory, 0), step), replies)
         _say(replies, "store", **sizes)
-        for line in sys.stdin.buffer:
-            order = json.loads(line)
+        for order in _orders():
             match order.pop("kind"):
                 case "step":
                     worker.step()
@@ -107,6 +110,22 @@ class _Worker:
     def _lose(self, error: Exception) -> None:
         self._is_lost = True
         _say(self._replies, "lost", episode=self._episode, why=str(error)[:_LONGEST])
+
+
+def _orders() -> Iterator[dict[str, Any]]:
+    """Looks for orders now and then: whoever writes to a sleeping reader wakes it, and is put aside for it by the kernel."""
+    rest = b""
+    os.set_blocking(0, False)
+    while True:
+        try:
+            content = os.read(0, 2**16)
+        except BlockingIOError:
+            time.sleep(_LOOK_SECONDS)
+            continue
+        if not content:
+            return
+        *lines, rest = (rest + content).split(b"\n")
+        yield from map(json.loads, lines)
 
 
 def _say(replies: int, kind: str, **fields: object) -> None:
