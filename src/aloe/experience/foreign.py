@@ -149,7 +149,7 @@ class ForeignDataset:
         camera, row = self.cameras[key], self._rows[episode]
         if camera.video:
             path, start = row.videos[key]
-            return _decode(path, [start + t / self.fps for t in range(row.steps)], self.fps, camera.size)
+            return decode_video(path, [start + t / self.fps for t in range(row.steps)], self.fps, camera.size)
         cells = self._cells(episode, key, keep=False)
         if not pa.types.is_struct(cells.type) or cells.type.get_field_index("bytes") < 0:
             raise ValueError(f"{self.root}: column {key!r} holds {cells.type}; pictures are needed")
@@ -362,7 +362,7 @@ def _picture(blob: bytes, size: tuple[int, int], where: str) -> UInt8[ndarray, "
         raise ValueError(f"{where}: not a picture: {error}") from error
 
 
-def _decode(path: Path, times: Sequence[float], fps: int, size: tuple[int, int]) -> UInt8[ndarray, "T h w 3"]:
+def decode_video(path: Path, times: Sequence[float], fps: int, size: tuple[int, int]) -> UInt8[ndarray, "T h w 3"]:
     """An episode's pictures out of an mp4. Anything but an mp4 (a play list, say, which names other files) is refused."""
     with _readable(path), path.open("rb") as file:
         is_mp4 = file.read(8)[4:] == b"ftyp"

@@ -4,42 +4,30 @@ Schema, statistics and all of `meta/` are made by LeRobot's code. The data file 
 embeds the pictures row by row, through files of their own: three times the time of `append`.
 """
 
-import contextlib
 import copy
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, cast
 
-import av
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from jaxtyping import UInt8
-from lerobot.configs import RGBEncoderConfig
-from lerobot.datasets.compute_stats import (
-    auto_downsample_height_width,
-    compute_episode_stats,
-    get_feature_stats,
-    sample_indices,
-)
+from lerobot.datasets.compute_stats import compute_episode_stats
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.feature_utils import get_hf_features_from_features
 from lerobot.datasets.utils import DatasetInfo, update_chunk_file_indices
-from lerobot.datasets.video_utils import StreamingVideoEncoder, get_video_duration_in_s
+from lerobot.datasets.video_utils import get_video_duration_in_s
 from numpy import ndarray
-from PIL import Image
 
 from aloe.experience.checksums import file_checksum, read_seals, seal, seal_path, write_seals
 from aloe.experience.commit import Stats
 from aloe.experience.index import Row, join_last_file, place
+from aloe.experience.pictures import Pictures
 from aloe.experience.schema import ACTION, IMAGES, PROPOSED_ACTION, STATE
 from aloe.types import Episode, Source
-
-_PNG_LEVEL: Final = 1  # zlib's default, 6, takes twice as long and saves a seventh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +41,9 @@ class Recorder:
     last: Row | None
     """Row of the last committed episode."""
 
-    def stage(self, episode: Episode, staging: Path) -> tuple[LeRobotDatasetMetadata, Row]:
+    def stage(self, episode: Episode, pictures: Pictures, staging: Path) -> tuple[LeRobotDatasetMetadata, Row]:
         """Write the episode's files below `staging`, laid out as in the store; the new metadata, and the row with its
-        statistics."""
+        statistics. The episode's own pictures are not looked at."""
         meta = LeRobotDatasetMetadata.create(self.root.name, self.info.fps, {}, root=staging)
         meta.info = copy.deepcopy(self.info)
         meta.stats = self.stats
@@ -66,12 +54,11 @@ class Recorder:
 
         columns = self._columns(episode, meta.tasks.index.tolist().index(episode.task))
         stats = compute_episode_stats({**columns}, self.info.features)
-        stats |= {IMAGES + camera: _picture_stats(pictures) for camera, pictures in episode.images.items()}
+        stats |= pictures.stats()
         start = self.info.total_frames
         row = {"dataset_from_index": start, "dataset_to_index": start + episode.steps, **self._next_file("data")}
-        self._write_data(staging / place(self.info.data_path, row, "data"), columns, episode)
-        if any(feature["dtype"] == "video" for feature in self.info.features.values()):
-            row |= self._write_videos(staging, meta, episode)
+        self._write_data(staging / place(self.info.data_path, row, "data"), columns, pictures)
+        row |= self._place_videos(staging, meta, pictures)
         meta.save_episode(self.info.total_episodes, episode.steps, [episode.task], stats, row)
         meta.finalize()
         committed = join_last_file(self.root, staging, self.last)
@@ -123,13 +110,14 @@ class Recorder:
             )
         return {f"{key}/chunk_index": chunk, f"{key}/file_index": file}
 
-    def _write_data(self, path: Path, columns: dict[str, ndarray], episode: Episode) -> None:
+    def _write_data(self, path: Path, columns: dict[str, ndarray], pictures: Pictures) -> None:
         schema = get_hf_features_from_features(self.info.features).arrow_schema
         arrays = []
         for field in schema:
             if field.name.startswith(IMAGES):
-                pictures = episode.images[field.name.removeprefix(IMAGES)]
-                cells = [{"bytes": _png(picture), "path": f"frame-{t:06d}.png"} for t, picture in enumerate(pictures)]
+                cells = [
+                    {"bytes": png, "path": f"frame-{t:06d}.png"} for t, png in enumerate(pictures.cells[field.name])
+                ]
                 arrays.append(pa.array(cells, field.type))
             elif columns[field.name].ndim == 2:
                 arrays.append(pa.array(list(columns[field.name]), field.type))
@@ -138,58 +126,18 @@ class Recorder:
         path.parent.mkdir(parents=True)
         pq.write_table(pa.table(arrays, schema=schema), path)
 
-    def _write_videos(self, staging: Path, meta: LeRobotDatasetMetadata, episode: Episode) -> dict[str, Any]:
-        """One mp4 a camera, with LeRobot's own encoder and settings. Raises OSError where one is not whole."""
-        keys = [key for key, feature in self.info.features.items() if feature["dtype"] == "video"]
-        settings, row = RGBEncoderConfig(), {}
-        # A shorter queue would drop frames that arrive faster than they are encoded.
-        encoder = StreamingVideoEncoder(self.info.fps, settings, queue_maxsize=episode.steps + 1)
-        encoder.start_episode(keys, staging)
-        try:
-            for key in keys:
-                for picture in episode.images[key.removeprefix(IMAGES)]:
-                    encoder.feed_frame(key, picture)
-            encoded = encoder.finish_episode()
-        except RuntimeError as error:  # what LeRobot makes of anything that ends an encoder, a full disk included
-            raise OSError(f"a video could not be encoded: {error}") from error
-        finally:
-            encoder.close()
-        for key, (file, _) in encoded.items():
-            if (frames := _frames(file)) != episode.steps:
-                raise OSError(
-                    f"the video of {key} ends after {frames} of {episode.steps} pictures: its encoder was stopped"
-                )
+    def _place_videos(self, staging: Path, meta: LeRobotDatasetMetadata, pictures: Pictures) -> dict[str, Any]:
+        """Move the encoded videos to where they belong; their part of the row."""
+        row = {}
+        for key, video in pictures.finish().items():
             position = self._next_file(f"videos/{key}")
             path = staging / place(self.info.video_path, position, f"videos/{key}", video_key=key)
             path.parent.mkdir(parents=True)
-            os.replace(file, path)
-            file.parent.rmdir()
+            os.replace(video, path)
             row |= position | {
                 f"videos/{key}/from_timestamp": 0.0,
                 f"videos/{key}/to_timestamp": get_video_duration_in_s(path),
             }
             if self.info.total_episodes == 0:
-                meta.update_video_info(key, video_encoder=settings)
+                meta.update_video_info(key, video_encoder=pictures.encoder)
         return row
-
-
-def _frames(video: Path) -> int:
-    """Pictures in a video. LeRobot's encoder says nothing of it when it was stopped half-way."""
-    frames = 0
-    with contextlib.suppress(av.FFmpegError, OSError), av.open(str(video)) as container:
-        frames = sum(packet.size > 0 for packet in container.demux(video=0))
-    return frames
-
-
-def _picture_stats(pictures: UInt8[ndarray, "T h w 3"]) -> dict[str, ndarray]:
-    """As LeRobot computes them: over a sample of the pictures, a channel, in [0, 1], shape (3, 1, 1)."""
-    sample = pictures[sample_indices(len(pictures))].transpose(0, 3, 1, 2)
-    sample = np.stack([auto_downsample_height_width(picture) for picture in sample])
-    stats = get_feature_stats(sample, axis=(0, 2, 3), keepdims=True)
-    return {name: value if name == "count" else value[0] / 255.0 for name, value in stats.items()}
-
-
-def _png(picture: UInt8[ndarray, "h w 3"]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=_PNG_LEVEL)
-    return file.getvalue()

@@ -218,11 +218,24 @@ def check_features(dataset_features: dict[str, dict[str, Any]]) -> None:
             )
 
 
-def check_episode(episode: Episode, cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: int) -> None:
-    """Raise ValueError unless an episode has these cameras and dimensions. cameras: name -> (h, w)."""
-    if set(episode.images) != set(cameras):
+def check_episode(
+    episode: Episode,
+    cameras: dict[str, tuple[int, int]],
+    state_dim: int,
+    action_dim: int,
+    steps_seen: int | None = None,
+) -> None:
+    """Raise ValueError unless an episode has these cameras and dimensions.
+
+    cameras: name -> (h, w). steps_seen: of how many steps the pictures were given already, apart from the episode.
+    """
+    if steps_seen is not None and (episode.images or steps_seen != episode.steps):
+        raise ValueError(
+            f"pictures of {steps_seen} steps were given for an episode of {episode.steps}, whose own must be empty"
+        )
+    if steps_seen is None and set(episode.images) != set(cameras):
         raise ValueError(f"the episode has cameras {sorted(episode.images)}, the store {sorted(cameras)}")
-    for camera, (h, w) in cameras.items():
+    for camera, (h, w) in cameras.items() if steps_seen is None else ():
         pictures = episode.images[camera]
         if pictures.shape != (episode.steps, h, w, 3) or pictures.dtype != np.uint8:
             raise ValueError(

@@ -34,7 +34,6 @@ from PIL import Image
 from aloe.experience import checksums
 from aloe.experience.checksums import Damage
 from aloe.experience.commit import (
-    STAGING,
     Stats,
     commit,
     set_leftovers_aside,
@@ -43,11 +42,12 @@ from aloe.experience.commit import (
     sync,
     sync_folders,
 )
-from aloe.experience.foreign import _decode as decode_video  # which an mp4 without a codec does not crash
+from aloe.experience.foreign import decode_video  # which an mp4 without a codec does not crash
 from aloe.experience.header import UNREADABLE, existing, inode, read_info, read_tasks, readable
 from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
+from aloe.experience.pictures import Pictures
 from aloe.experience.recorder import Recorder
 from aloe.experience.schema import (
     ACTION,
@@ -210,8 +210,20 @@ class ExperienceStore:
 
     # ---- writing
 
-    def append(self, episode: Episode) -> int:
+    def begin(self) -> Pictures:
+        """The next episode's pictures, to be given step by step while it is recorded, and then to `append` with the rest.
+        To drop the episode, close them.
+
+        Raises ValueError and OSError as `append` does.
+        """
+        self._check_writing()
+        self._settle()
+        return Pictures(self.root, self._info)
+
+    def append(self, episode: Episode, pictures: Pictures | None = None) -> int:
         """Write one episode and return its index. On return it is committed and on the disk.
+
+        pictures: those of `begin`, all steps given; the episode's own `images` are empty then. They are closed here.
 
         Raises:
             ValueError: the episode does not fit the store, the store is open for reading, or another store of this process
@@ -219,20 +231,16 @@ class ExperienceStore:
             OSError: the episode could not be written, and is lost; all committed ones are as they were, and the next can
                 be appended once the cause is gone.
         """
-        if self._lock is None:
-            raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
-        check_episode(episode, self.cameras, self.state_dim, self.action_dim)
-        self._lock.check()
-        if inode(self.root) != self._inode:
-            raise ValueError(f"{self.root} was compacted since it was opened; open it again")
-        if (found := load_info(self.root).total_episodes) != self.num_episodes:
-            raise ValueError(
-                f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: something else appended; "
-                "open it again, and append through one ExperienceStore only"
-            )
+        self._check_writing()
+        check_episode(
+            episode, self.cameras, self.state_dim, self.action_dim, None if pictures is None else pictures.steps
+        )
         try:
             self._settle()
-            meta, row = self._write(episode)
+            with Pictures(self.root, self._info) if pictures is None else pictures as film:
+                for t in range(episode.steps if pictures is None else 0):
+                    film.add({camera: images[t] for camera, images in episode.images.items()})
+                meta, row = self._write(episode, film)
         except OSError as error:
             raise OSError(
                 error.errno,
@@ -246,14 +254,25 @@ class ExperienceStore:
         self._settled = True
         return row["episode_index"]
 
-    def _write(self, episode: Episode) -> tuple[LeRobotDatasetMetadata, Row]:
-        with tempfile.TemporaryDirectory(prefix=STAGING, dir=self.root) as folder:
-            last = self._episodes[-1] if self._episodes else None
-            recorder = Recorder(root=self.root, info=self._info, stats=self._stats, tasks=self.tasks, last=last)
-            staging = Path(folder) / "new"
-            meta, row = recorder.stage(episode, staging)
-            self._settled = False
-            commit(staging, self.root)
+    def _check_writing(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"{self.root} is open for reading; open it with ExperienceStore.open() to append")
+        self._lock.check()
+        if inode(self.root) != self._inode:
+            raise ValueError(f"{self.root} was compacted since it was opened; open it again")
+        if (found := load_info(self.root).total_episodes) != self.num_episodes:
+            raise ValueError(
+                f"{self.root} has {found} episodes, but {self.num_episodes} when it was opened: something else appended; "
+                "open it again, and append through one ExperienceStore only"
+            )
+
+    def _write(self, episode: Episode, pictures: Pictures) -> tuple[LeRobotDatasetMetadata, Row]:
+        last = self._episodes[-1] if self._episodes else None
+        recorder = Recorder(root=self.root, info=self._info, stats=self._stats, tasks=self.tasks, last=last)
+        staging = pictures.folder / "new"
+        meta, row = recorder.stage(episode, pictures, staging)
+        self._settled = False
+        commit(staging, self.root)
         return meta, row
 
     def _settle(self, mixed: list[str] | None = None) -> None:
