@@ -3,9 +3,9 @@
     python benchmarks/recording.py
     python benchmarks/recording.py --realtime          # the loop has a real-time priority (root)
 
-Two cameras at 224 px and 30 steps a second, pictures prepared beforehand. The loop sleeps until its next tick, records the step, and
-does nothing else. *Late* is when it wakes, *done* is when the step is recorded, both after the tick, in milliseconds. The ways
-take turns, an episode each, so that all of them see the same machine; the first is the loop without recording.
+Two cameras at 224 px and 30 steps a second, pictures prepared beforehand. The loop sleeps until its next tick, records the
+step, and does nothing else. *Late* is when it wakes, *done* is when the step is recorded, both counted from the tick. The
+ways take turns, an episode each, so that all of them see the same machine; the first is the loop without recording.
 
 LeRobot is asked in its usual way, `add_frame` and `save_episode` in the loop, without and with its streaming encoder. Then
 `BackgroundRecorder` records episodes that follow each other without a pause.
@@ -50,7 +50,7 @@ class Config:
     image_size: int = 224
     fps: int = 30
     realtime: bool = False
-    """Give the loop a real-time priority (SCHED_FIFO), as a robot's would have: what remains does not come from other jobs."""
+    """Give the loop a real-time priority (SCHED_FIFO), as a robot's may have: other jobs do not delay it then."""
     lerobot: bool = True
     """Measure LeRobot, too."""
 

@@ -69,6 +69,12 @@ def feed(recorder: BackgroundRecorder, episode: Episode, first: int = 0, end: in
         )
 
 
+def feed_slowly(recorder: BackgroundRecorder, episode: Episode) -> None:
+    for t in range(episode.steps):
+        feed(recorder, episode, t, t + 1)
+        time.sleep(0.01)
+
+
 def record(recorder: BackgroundRecorder, episode: Episode) -> None:
     feed(recorder, episode)
     recorder.finish(task=episode.task, success=True, seed=episode.seed)
@@ -215,9 +221,7 @@ def test_files_that_may_not_grow_lose_their_episodes_only(
         resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
         long = episode(12, 300)
         with pytest.raises(RecordingError, match=r"is lost: .*camera 'top' could not be encoded: File too large"):
-            for t in range(long.steps):  # until the encoder has something to write
-                feed(recorder, long, t, t + 1)
-                time.sleep(0.01)
+            feed_slowly(recorder, long)  # until the encoder has something to write
         recorder.discard()
     finally:
         resource.prlimit(recorder.pid, resource.RLIMIT_FSIZE, unlimited)
@@ -240,7 +244,7 @@ def test_loss_of_an_earlier_episode_leaves_the_one_in_progress_whole(
         time.sleep(0.01)
     (root / "elsewhere").rename(root / ".writer.json")
     step = ({camera: pictures[0] for camera, pictures in one.images.items()}, one.state[0], one.action[0])
-    with pytest.raises(RecordingError, match="is lost: .*has vanished or was replaced"):
+    with pytest.raises(RecordingError, match=r"is lost: .*has vanished or was replaced"):
         recorder.add(*step)
     for _ in range(3):  # the call that told of it had done its work
         recorder.add(*step)
@@ -260,9 +264,7 @@ def test_process_that_is_killed_leaves_what_it_had_committed(root: Path, episode
         os.kill(recorder.pid, signal.SIGKILL)
         died = r"died \(signal 9\).*episodes \[1\] of this recording.*open another"
         with pytest.raises(RecordingError, match=died):
-            for t in range(two.steps):  # a step or two may still go through before the kernel has done it
-                feed(recorder, two, t, t + 1)
-                time.sleep(0.01)
+            feed_slowly(recorder, two)  # a step or two may still go through before the kernel has done it
         for call in (recorder.discard, recorder.flush, lambda: recorder.finish(task=TASK, success=True)):
             with pytest.raises(RecordingError, match=died):
                 call()
@@ -314,14 +316,9 @@ def test_encoder_that_falls_behind_loses_the_episode_rather_than_steps_of_it(
     root = tmp_path / "png"
     ExperienceStore.create(root, cameras=CAMERAS, state_dim=5, action_dim=3, fps=20).close()
     one = make_episode(0, steps=4, cameras=CAMERAS)
-    with (
-        pytest.raises(
-            RecordingError, match="episode 2 of this recording is lost: it was neither finished nor discarded"
-        ),
-        BackgroundRecorder(root, buffer_seconds=0.15) as recorder,
-    ):
+    with BackgroundRecorder(root, buffer_seconds=0.15) as recorder:
         os.kill(recorder.pid, signal.SIGSTOP)
-        with pytest.raises(RecordingError, match="episode 0 .*the encoder is 3 steps behind, and the buffer is full"):
+        with pytest.raises(RecordingError, match=r"episode 0 .*the encoder is 3 steps behind, and the buffer is full"):
             feed(recorder, one)
         os.kill(recorder.pid, signal.SIGCONT)
         recorder.discard()
@@ -330,16 +327,30 @@ def test_encoder_that_falls_behind_loses_the_episode_rather_than_steps_of_it(
             feed(recorder, one, t, t + 1)
             recorder.flush()
         recorder.finish(task=TASK, success=True)
-        feed(recorder, make_episode(1, steps=1, cameras=CAMERAS))
     store = ExperienceStore.read(root)
     assert store.lengths == [4]
     np.testing.assert_array_equal(store.pictures(0)["top"], one.images["top"])
+
+
+def test_episode_that_nobody_finished_is_said_to_be_lost(root: Path, episode: Callable[..., Episode]) -> None:
+    unfinished = "episode 0 of this recording is lost: it was neither finished nor discarded"
     with pytest.raises(KeyError) as raised, BackgroundRecorder(root) as recorder:
-        feed(recorder, one)
-        raise KeyError("the loop's own")
-    assert "neither finished nor discarded" in raised.value.__notes__[0]
+        feed_and_fail(recorder, episode(0, 2))
+    assert unfinished in raised.value.__notes__[0]
+    recorder = BackgroundRecorder(root)
+    feed(recorder, episode(0, 2))
+    with pytest.raises(RecordingError, match=unfinished):
+        recorder.close()
+    with ExperienceStore.open(root) as store:
+        assert store.num_episodes == 0
 
 
+def feed_and_fail(recorder: BackgroundRecorder, episode: Episode) -> None:
+    feed(recorder, episode)
+    raise KeyError("the loop's own")
+
+
+@pytest.mark.slow
 def test_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no store"):
         BackgroundRecorder(tmp_path)

@@ -5,9 +5,10 @@
             recorder.add({"top": picture, "wrist": picture}, state, action)     # in the control loop, at the store's fps
         recorder.finish(task="put the peg into the hole", success=True)         # or recorder.discard()
 
-All that the loop does is to copy each step into memory that both processes see, a ring of so many steps. What takes time is
-done in the other process (`background_worker.py`), at a lower priority; a thread would hold the interpreter's lock just
-when the loop wants to go on. Words travel through two pipes as lines of JSON.
+All that the loop does is to copy each step into memory that both processes see, a ring of so many steps, and to count it
+there. What takes time is done in the other process (`background_worker.py`), at a lower priority; a thread would hold the
+interpreter's lock just when the loop wants to go on. Nor does a step wake anybody or touch a pipe: the kernel may put the
+loop aside then, which cost 10 ms in one step of a hundred. Ends of episodes, and answers, are lines of JSON in two pipes.
 
 **Nothing is dropped, and no call but `flush` and `close` waits.** If the encoder falls behind by a whole ring, the episode
 in progress is lost, and the loop is told. Whatever else goes wrong it is told at its next call: `RecordingError`.
@@ -26,7 +27,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from numpy import ndarray
 
 from aloe.types import NO_POLICY, NO_SEED, Source
@@ -45,6 +46,24 @@ class RecordingError(RuntimeError):
     - An earlier one could not be committed. The call that says so has done its work, and the episode in progress goes on.
     - The other process has ended. Every call says so; close the recorder and open another one.
     """
+
+
+LOOK_SECONDS: Final = 0.005
+"""Between two looks at what is new, of both processes."""
+GIVEN: Final = 0
+"""Steps that were given, in all. Only the loop writes it, after the step itself."""
+ENCODED: Final = 1
+"""Steps that were taken out again. Only the other process writes this and the next."""
+ANSWERS: Final = 2
+"""Answers that were written to the pipe."""
+HEADER_BYTES: Final = 4096
+
+
+def shared_memory(memory: int, step: np.dtype[np.void]) -> tuple[Int64[ndarray, "3"], ndarray]:
+    """The counters and the ring (n,), both in the file `memory`. Who sees a step counted sees the step: x86 keeps stores in
+    order, and elsewhere many instructions lie between the two."""
+    shared = mmap.mmap(memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+    return np.frombuffer(shared, np.int64, 3), np.frombuffer(shared, step, offset=HEADER_BYTES)
 
 
 def step_type(cameras: Mapping[str, tuple[int, int]], state_dim: int, action_dim: int) -> np.dtype[np.void]:
@@ -81,7 +100,7 @@ class BackgroundRecorder:
         self._unconfirmed: list[int] = []  # finished episodes of which nothing was heard yet
         self._earlier: list[str] = []  # losses of those that are still to be told
         self._end: str | None = None  # why nothing can be recorded any more
-        self._given, self._encoded = 0, 0  # steps
+        self._given, self._answers = 0, 0
         self._heard, self._store = b"", {}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the worker
         memory = os.memfd_create("aloe-recording")  # has no name: no death leaves it behind
@@ -107,13 +126,12 @@ class BackgroundRecorder:
                     self._hear(wait=True)
                 if "refused" in self._store:
                     raise ValueError(self._store["refused"])
-                shared = mmap.mmap(memory, 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+                self._counters, ring = shared_memory(memory, step_type(**self._store))
             except BaseException:  # Ctrl-C during the start included: no process may stay behind
                 self._hang_up()
                 raise
         finally:
             os.close(memory)
-        ring = np.frombuffer(shared, step_type(**self._store))
         self._slots = len(ring)
         self._pictures = {camera: ring["pictures"][camera] for camera in self._store["cameras"]}
         self._numbers = {name: ring["numbers"][name] for name in ring["numbers"].dtype.names or ()}
@@ -138,8 +156,8 @@ class BackgroundRecorder:
 
     @property
     def backlog(self) -> int:
-        """Steps that are not encoded yet, of which this process knows."""
-        return self._given - self._encoded
+        """Steps that are not encoded yet."""
+        return self._given - int(self._counters[ENCODED])
 
     def add(
         self,
@@ -174,9 +192,9 @@ class BackgroundRecorder:
         except ValueError as error:
             self._lost = self._loss(self._episode, f"step {self._steps}: {error}")
             raise ValueError(self._lost) from error
-        self._tell("step")
         self._given += 1
         self._steps += 1
+        self._counters[GIVEN] = self._given
         self._tell_losses()
 
     def finish(self, *, task: str, success: bool, timeout: bool = False, seed: int = NO_SEED) -> None:
@@ -261,7 +279,7 @@ class BackgroundRecorder:
 
     def _tell(self, kind: str, **fields: object) -> None:
         try:
-            self._orders.write(json.dumps({"kind": kind, **fields}).encode() + b"\n")
+            self._orders.write(json.dumps({"kind": kind, "after": self._given, **fields}).encode() + b"\n")
         except BrokenPipeError as error:
             raise self._ended() from error
 
@@ -270,17 +288,18 @@ class BackgroundRecorder:
         if self._end is not None:
             raise RecordingError(self._end)
         if wait:
-            select.select([self._replies], [], [])
+            select.select([self._replies], [], [], LOOK_SECONDS)
+        elif self._counters[ANSWERS] == self._answers and self._process.poll() is None:
+            return
         content = self._replies.read(2**16)
         if content is None:
             return
         if not content:
             raise self._ended()
         *lines, self._heard = (self._heard + content).split(b"\n")
+        self._answers += len(lines)
         for line in lines:
             match json.loads(line):
-                case {"kind": "encoded"}:
-                    self._encoded += 1
                 case {"kind": "committed", "episode": number}:
                     self._unconfirmed.remove(number)
                     self.num_committed += 1
@@ -319,4 +338,4 @@ class BackgroundRecorder:
         self._process.wait()
         self._replies.close()
         self._log.close()
-        self._pictures, self._numbers = {}, {}  # and with them the memory
+        self._pictures, self._numbers = {}, {}

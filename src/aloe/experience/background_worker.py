@@ -6,25 +6,23 @@ and answers on stdout. When nobody is left to give orders it ends; what was fini
 
 import contextlib
 import json
-import mmap
 import os
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from jaxtyping import Int64
 from numpy import ndarray
 
-from aloe.experience.background import step_type
+from aloe.experience.background import ANSWERS, ENCODED, GIVEN, HEADER_BYTES, LOOK_SECONDS, shared_memory, step_type
 from aloe.experience.pictures import Pictures
 from aloe.experience.store import ExperienceStore
 from aloe.types import Episode
 
 _NICE: Final = 10
 """The control loop goes first."""
-_LOOK_SECONDS: Final = 0.005
 _LONGEST: Final = 2000
 """Characters of an error that are passed on."""
 
@@ -38,45 +36,64 @@ def main() -> None:
     try:
         store = ExperienceStore.open(root)
     except (ValueError, OSError) as error:
-        _say(replies, "store", refused=str(error))
+        _write(replies, "store", refused=str(error))
         return
     with store:
         sizes = {"cameras": store.cameras, "state_dim": store.state_dim, "action_dim": store.action_dim}
         step = step_type(**sizes)
-        os.posix_fallocate(memory, 0, max(1, round(buffer_seconds * store.fps)) * step.itemsize)
-        worker = _Worker(store, np.frombuffer(mmap.mmap(memory, 0), step), replies)
-        _say(replies, "store", **sizes)
-        for order in _orders():
-            match order.pop("kind"):
-                case "step":
-                    worker.step()
-                case "finish":
-                    worker.finish(**order)
-                case "discard":
-                    worker.discard()
-        worker.discard()
+        os.posix_fallocate(memory, 0, HEADER_BYTES + max(1, round(buffer_seconds * store.fps)) * step.itemsize)
+        worker = _Worker(store, *shared_memory(memory, step), replies)
+        worker.say("store", **sizes)
+        worker.serve()
 
 
 class _Worker:
-    def __init__(self, store: ExperienceStore, ring: ndarray, replies: int) -> None:
-        self._store, self._ring, self._replies = store, ring, replies
-        self._taken = 0  # steps, of all episodes
+    def __init__(self, store: ExperienceStore, counters: Int64[ndarray, "3"], ring: ndarray, replies: int) -> None:
+        self._store, self._counters, self._ring, self._replies = store, counters, ring, replies
         self._episode = 0  # number of the one in progress
         self._is_lost = False
         self._pictures: Pictures | None = None
         self._numbers: list[ndarray] = []
 
-    def step(self) -> None:
-        slot = self._ring[self._taken % len(self._ring)]
-        self._taken += 1
-        if not self._is_lost:
+    def serve(self) -> None:
+        """Until nobody is left to give orders."""
+        rest = b""
+        os.set_blocking(0, False)
+        while True:
+            given = int(
+                self._counters[GIVEN]
+            )  # before the orders: those that came before one of these steps are there now
             try:
-                self._pictures = self._pictures or self._store.begin()
-                self._pictures.add({camera: slot["pictures"][camera] for camera in self._store.cameras})
-            except (ValueError, OSError) as error:
-                self._lose(error)
-            self._numbers.append(slot["numbers"].copy())
-        _say(self._replies, "encoded")
+                content = os.read(0, 2**16)
+            except BlockingIOError:
+                if given == self._counters[ENCODED]:
+                    time.sleep(LOOK_SECONDS)
+                self._take(given)
+                continue
+            if not content:
+                self.discard()
+                return
+            *lines, rest = (rest + content).split(b"\n")
+            for order in map(json.loads, lines):
+                self._take(order.pop("after"))
+                match order.pop("kind"):
+                    case "finish":
+                        self.finish(**order)
+                    case "discard":
+                        self.discard()
+
+    def _take(self, until: int) -> None:
+        """Steps out of the ring, up to this number of them in all."""
+        for number in range(int(self._counters[ENCODED]), until):
+            if not self._is_lost:
+                slot = self._ring[number % len(self._ring)]
+                try:
+                    self._pictures = self._pictures or self._store.begin()
+                    self._pictures.add({camera: slot["pictures"][camera] for camera in self._store.cameras})
+                except (ValueError, OSError) as error:
+                    self._lose(error)
+                self._numbers.append(slot["numbers"].copy())
+            self._counters[ENCODED] = number + 1
 
     def finish(self, *, task: str, success: bool, timeout: bool, seed: int) -> None:
         if not self._is_lost:
@@ -96,7 +113,7 @@ class _Worker:
                     ),
                     self._pictures,
                 )
-                _say(self._replies, "committed", episode=self._episode)
+                self.say("committed", episode=self._episode)
             except (ValueError, OSError) as error:
                 self._lose(error)
         self.discard()
@@ -109,26 +126,14 @@ class _Worker:
 
     def _lose(self, error: Exception) -> None:
         self._is_lost = True
-        _say(self._replies, "lost", episode=self._episode, why=str(error)[:_LONGEST])
+        self.say("lost", episode=self._episode, why=str(error)[:_LONGEST])
+
+    def say(self, kind: str, **fields: object) -> None:
+        _write(self._replies, kind, **fields)
+        self._counters[ANSWERS] += 1
 
 
-def _orders() -> Iterator[dict[str, Any]]:
-    """Looks for orders now and then: whoever writes to a sleeping reader wakes it, and is put aside for it by the kernel."""
-    rest = b""
-    os.set_blocking(0, False)
-    while True:
-        try:
-            content = os.read(0, 2**16)
-        except BlockingIOError:
-            time.sleep(_LOOK_SECONDS)
-            continue
-        if not content:
-            return
-        *lines, rest = (rest + content).split(b"\n")
-        yield from map(json.loads, lines)
-
-
-def _say(replies: int, kind: str, **fields: object) -> None:
+def _write(replies: int, kind: str, **fields: object) -> None:
     # Whoever gave the orders may be dead by now; what it had finished is committed all the same.
     with contextlib.suppress(BrokenPipeError):
         os.write(replies, json.dumps({"kind": kind, **fields}).encode() + b"\n")
