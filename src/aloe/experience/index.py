@@ -82,7 +82,8 @@ def _check(root: Path, info: DatasetInfo, rows: list[Row]) -> None:
 
 def read_full(path: Path) -> list[Row]:
     """Rows of one file with their statistics."""
-    return pq.read_table(path).to_pylist()
+    # Without threads: in a process whose video encoder has threads of its own, Arrow was seen to wait for its own for ever.
+    return pq.read_table(path, use_threads=False).to_pylist()
 
 
 def statistics(root: Path, rows: list[Row]) -> Iterator[list[dict[str, dict[str, ndarray]]]]:
