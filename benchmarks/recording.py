@@ -35,7 +35,7 @@ from aloe.experience.schema import features
 from aloe.experience.store import ExperienceStore
 
 GOAL_MS = 2.0
-CAMERAS = ("top", "wrist")
+CAMERAS: tuple[str, ...] = ("top", "wrist")
 STATE_DIM, ACTION_DIM = 14, 7
 
 
@@ -107,7 +107,9 @@ def play(steps: int, fps: int, step: Step, end: Callable[[], None], ticks: Ticks
 
 
 def lerobot_way(root: Path, config: Config, seen: dict[str, np.ndarray], streaming: bool) -> tuple[Step, Step]:
-    columns = features(dict.fromkeys(CAMERAS, (config.image_size,) * 2), STATE_DIM, ACTION_DIM, video=True)
+    columns = features(
+        dict.fromkeys(CAMERAS, (config.image_size, config.image_size)), STATE_DIM, ACTION_DIM, video=True
+    )
     columns = {key: column for key, column in columns.items() if key.startswith(("observation", "action"))}
     dataset = LeRobotDataset.create(
         "local/recording", config.fps, columns, root=root, use_videos=True, streaming_encoding=streaming
@@ -167,8 +169,10 @@ def main(config: Config) -> None:
     seen, steps = pictures(config), round(config.seconds * config.fps)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
-        sizes = {"state_dim": STATE_DIM, "action_dim": ACTION_DIM, "fps": config.fps, "video": True}
-        ExperienceStore.create(root, cameras=dict.fromkeys(CAMERAS, (config.image_size,) * 2), **sizes).close()
+        cameras = dict.fromkeys(CAMERAS, (config.image_size, config.image_size))
+        ExperienceStore.create(
+            root, cameras=cameras, state_dim=STATE_DIM, action_dim=ACTION_DIM, fps=config.fps, video=True
+        ).close()
         with BackgroundRecorder(root) as recorder:
             ways = {"nothing": (lambda t: None, lambda t: None), "BackgroundRecorder": background_way(recorder, seen)}
             if config.lerobot:

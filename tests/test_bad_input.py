@@ -304,7 +304,7 @@ def small_disk(tmp_path):
             ballast.write_bytes(bytes(max(0, usage - free)))
 
     yield disk, leave
-    subprocess.run(["umount", disk], check=True)
+    subprocess.run(["umount", "--lazy", disk], check=True)  # an error that pytest shows may keep a file open
 
 
 def files(root: Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64
@@ -99,13 +99,14 @@ class _Worker:
         if not self._is_lost:
             numbers = np.array(self._numbers)
             last = np.arange(len(numbers)) == len(numbers) - 1
+            columns: dict[str, Any] = {name: np.ascontiguousarray(numbers[name]) for name in numbers.dtype.names or ()}
             try:
                 self._store.append(
                     Episode(
                         task=task,
                         seed=seed,
                         images={},
-                        **{name: np.ascontiguousarray(numbers[name]) for name in numbers.dtype.names or ()},
+                        **columns,
                         reward=np.where(last & success, 0, -1).astype(np.float32),
                         terminated=last & (not timeout),
                         truncated=last & timeout,

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import av
 import numpy as np
@@ -103,7 +103,7 @@ class _Video:
         try:
             self._container = av.open(str(path), "w")
             options = encoder.get_codec_options(as_strings=True)
-            self._stream = self._container.add_stream(encoder.vcodec, fps, options=options)
+            self._stream = cast(av.VideoStream, self._container.add_stream(encoder.vcodec, fps, options=options))
         except av.FFmpegError as error:
             raise _failed(path, error) from error
         self._stream.pix_fmt, self._stream.time_base = encoder.pix_fmt, self._tick
