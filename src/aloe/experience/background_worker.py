@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Int64
@@ -98,6 +98,7 @@ class _Worker:
     def finish(self, *, task: str, success: bool, timeout: bool, seed: int) -> None:
         if not self._is_lost:
             numbers = np.array(self._numbers)
+            columns: dict[str, Any] = {name: np.ascontiguousarray(numbers[name]) for name in numbers.dtype.names or ()}
             last = np.arange(len(numbers)) == len(numbers) - 1
             try:
                 self._store.append(
@@ -105,7 +106,7 @@ class _Worker:
                         task=task,
                         seed=seed,
                         images={},
-                        **{name: np.ascontiguousarray(numbers[name]) for name in numbers.dtype.names or ()},
+                        **columns,
                         reward=np.where(last & success, 0, -1).astype(np.float32),
                         terminated=last & (not timeout),
                         truncated=last & timeout,
