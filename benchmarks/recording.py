@@ -35,7 +35,7 @@ from aloe.experience.schema import features
 from aloe.experience.store import ExperienceStore
 
 GOAL_MS = 2.0
-CAMERAS = ("top", "wrist")
+CAMERAS: tuple[str, ...] = ("top", "wrist")
 STATE_DIM, ACTION_DIM = 14, 7
 
 
@@ -75,7 +75,7 @@ Step = Callable[[int], None]
 
 
 def sizes_of(config: Config) -> dict[str, tuple[int, int]]:
-    return {camera: (config.image_size, config.image_size) for camera in CAMERAS}
+    return dict.fromkeys(CAMERAS, (config.image_size, config.image_size))
 
 
 def pictures(config: Config) -> dict[str, np.ndarray]:
