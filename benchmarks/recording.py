@@ -74,6 +74,10 @@ class Ticks:
 Step = Callable[[int], None]
 
 
+def sizes_of(config: Config) -> dict[str, tuple[int, int]]:
+    return dict.fromkeys(CAMERAS, (config.image_size, config.image_size))
+
+
 def pictures(config: Config) -> dict[str, np.ndarray]:
     """Camera -> (T, h, w, 3): gradients that move, and a sensor's noise. They repeat after a while."""
     rng, size = np.random.default_rng(0), config.image_size
@@ -107,9 +111,7 @@ def play(steps: int, fps: int, step: Step, end: Callable[[], None], ticks: Ticks
 
 
 def lerobot_way(root: Path, config: Config, seen: dict[str, np.ndarray], streaming: bool) -> tuple[Step, Step]:
-    columns = features(
-        dict.fromkeys(CAMERAS, (config.image_size, config.image_size)), STATE_DIM, ACTION_DIM, video=True
-    )
+    columns = features(sizes_of(config), STATE_DIM, ACTION_DIM, video=True)
     columns = {key: column for key, column in columns.items() if key.startswith(("observation", "action"))}
     dataset = LeRobotDataset.create(
         "local/recording", config.fps, columns, root=root, use_videos=True, streaming_encoding=streaming
@@ -169,10 +171,8 @@ def main(config: Config) -> None:
     seen, steps = pictures(config), round(config.seconds * config.fps)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
-        cameras = dict.fromkeys(CAMERAS, (config.image_size, config.image_size))
-        ExperienceStore.create(
-            root, cameras=cameras, state_dim=STATE_DIM, action_dim=ACTION_DIM, fps=config.fps, video=True
-        ).close()
+        sizes = {"state_dim": STATE_DIM, "action_dim": ACTION_DIM, "fps": config.fps, "video": True}
+        ExperienceStore.create(root, cameras=sizes_of(config), **sizes).close()
         with BackgroundRecorder(root) as recorder:
             ways = {"nothing": (lambda t: None, lambda t: None), "BackgroundRecorder": background_way(recorder, seen)}
             if config.lerobot:

@@ -185,7 +185,8 @@ class BackgroundRecorder:
                 self._episode, f"the encoder is {self.backlog} steps behind, and the buffer is full"
             )
             raise RecordingError(self._lost)
-        proposed = np.full(len(action), np.nan) if proposed_action is None else proposed_action
+        nothing = np.full(self._numbers["action"].shape[1:], np.nan)
+        proposed = nothing if proposed_action is None else proposed_action
         vectors = {"state": state, "action": action, "proposed_action": proposed}
         try:
             self._put(images, {**vectors, "source": int(source), "policy_version": policy_version})

@@ -21,8 +21,8 @@ from aloe.experience.pictures import Pictures
 from aloe.experience.store import ExperienceStore
 from aloe.types import Episode
 
-_NICE: Final = 10
-"""The control loop goes first."""
+_NICE: Final = 5
+"""The control loop goes first. With 10, other jobs of ordinary priority starved the encoder until its buffer was full."""
 _LONGEST: Final = 2000
 """Characters of an error that are passed on."""
 

@@ -12,10 +12,11 @@ import tempfile
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import av
 import numpy as np
+from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from lerobot.configs import RGBEncoderConfig
 from lerobot.datasets.compute_stats import DEFAULT_QUANTILES, auto_downsample_height_width
@@ -103,11 +104,13 @@ class _Video:
         try:
             self._container = av.open(str(path), "w")
             options = encoder.get_codec_options(as_strings=True)
-            self._stream = cast(av.VideoStream, self._container.add_stream(encoder.vcodec, fps, options=options))
+            stream = self._container.add_stream(encoder.vcodec, fps, options=options)
         except av.FFmpegError as error:
             raise _failed(path, error) from error
-        self._stream.pix_fmt, self._stream.time_base = encoder.pix_fmt, self._tick
-        self._stream.height, self._stream.width = size
+        assert isinstance(stream, VideoStream)
+        stream.pix_fmt, stream.time_base = encoder.pix_fmt, self._tick
+        stream.height, stream.width = size
+        self._stream = stream
 
     def add(self, picture: UInt8[ndarray, "h w 3"]) -> None:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
