@@ -205,4 +205,4 @@ def test_store_that_is_a_mount_point_is_refused(tmp_path: Path, make_episode: Ma
             compact(disk)
         assert files(disk) == before
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)

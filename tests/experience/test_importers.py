@@ -35,7 +35,8 @@ def resolved(folder: Path, **options) -> Resolved:
 
 
 def content_of(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the one that says since when somebody writes."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".writer.json"}
 
 
 # ---- who acted

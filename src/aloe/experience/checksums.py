@@ -3,29 +3,32 @@
 A file there goes with the file of `meta/episodes` that has the same number, and grows with it:
 
     {"sha256": "<of all that follows>", "episodes": {
-        "7": {"row": "<SHA-256>", "info": "<SHA-256>", "files": {"data/chunk-000/file-007.parquet": "<SHA-256>", ...}}}}
+        "7": {"row": "<SHA-256>", "info": "<SHA-256>", "numbers": "<SHA-256>",
+              "files": {"data/chunk-000/file-007.parquet": "<SHA-256>", ...}}}}
 
 `row` is of the episode's row of `meta/episodes` with its statistics, `info` of what `meta/info.json` said besides the
-counts. Episodes that LeRobot wrote, or an ALOE before there were checksums, have none.
+counts, `numbers` of all that is known of its steps but the pictures: training reads that alone, and need not read a file
+of many pictures to know that it is intact. Episodes that LeRobot wrote, or an ALOE before there were checksums, have none.
 """
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pyarrow.parquet as pq
 from lerobot.datasets.compute_stats import aggregate_stats
 from lerobot.datasets.io_utils import load_stats
 from lerobot.datasets.utils import DEFAULT_TASKS_PATH, INFO_PATH, STATS_PATH, DatasetInfo
+from numpy import ndarray
 
 from aloe.experience.header import UNREADABLE
 from aloe.experience.index import Row, home, read_full, statistics
+from aloe.experience.parquet import read_table
 
 Seals = dict[str, dict[str, Any]]
 """Content of a checksum file: episode -> its checksums."""
@@ -69,7 +72,7 @@ def read_seals(root: Path, path: str) -> Seals:
 
 def _is_seal(value: Any) -> bool:
     match value:
-        case {"row": str(), "info": str(), "files": dict(files)}:
+        case {"row": str(), "info": str(), "numbers": str(), "files": dict(files)}:
             return all(isinstance(checksum, str) and len(checksum) == 64 for checksum in files.values())
     return False
 
@@ -79,9 +82,19 @@ def write_seals(path: Path, seals: Seals) -> None:
     path.write_text(json.dumps({"sha256": _of_json(seals), "episodes": seals}))
 
 
-def seal(row: Row, info: DatasetInfo, files: dict[str, str]) -> dict[str, Any]:
-    """Checksums of an episode. row: with its statistics. files: each file that it lies in, and its SHA-256."""
-    return {"row": _of_json(row), "info": _of_info(info), "files": files}
+def seal(row: Row, info: DatasetInfo, numbers: str, files: dict[str, str]) -> dict[str, Any]:
+    """Checksums of an episode. row: with its statistics. numbers: `numbers_checksum`. files: each file that it lies in, and
+    its SHA-256."""
+    return {"row": _of_json(row), "info": _of_info(info), "numbers": numbers, "files": files}
+
+
+def numbers_checksum(parts: Mapping[str, ndarray]) -> str:
+    """SHA-256 of `schema.numbers`."""
+    digest = hashlib.sha256()
+    for name, values in sorted(parts.items()):
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
 
 
 def file_checksum(path: Path) -> str:
@@ -144,7 +157,7 @@ def survey(root: Path) -> tuple[list[Damage], int]:
     metadata = sorted(root.glob("meta/episodes/*/*.parquet"))
     for path in [root / DEFAULT_TASKS_PATH, *metadata]:
         try:
-            pq.read_table(path)
+            read_table(path)
         except UNREADABLE as error:
             name = path.relative_to(root).as_posix()
             found.append(Damage(episode=None, path=name, problem=f"cannot be read ({error})"))
@@ -166,7 +179,7 @@ def survey(root: Path) -> tuple[list[Damage], int]:
 
 def _steps(root: Path, path: str) -> dict[int, int]:
     """Episode -> how many steps of it a data file holds."""
-    return Counter(pq.read_table(root / path, columns=["episode_index"])["episode_index"].to_pylist())
+    return Counter(read_table(root / path, columns=["episode_index"])["episode_index"].to_pylist())
 
 
 def _damage_without_checksum(

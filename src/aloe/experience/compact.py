@@ -28,10 +28,12 @@ from lerobot.datasets.io_utils import load_info
 from lerobot.datasets.utils import DEFAULT_EPISODES_PATH, DatasetInfo
 from lerobot.datasets.video_utils import concatenate_video_files, get_video_info
 
-from aloe.experience.checksums import file_checksum, seal, seal_path, write_seals
+from aloe.experience.checksums import file_checksum, numbers_checksum, seal, seal_path, write_seals
 from aloe.experience.commit import QUARANTINE, STAGING, other_version, set_other_version_aside, sync
 from aloe.experience.index import Row, home, place, read_full, read_rows, steps_of
 from aloe.experience.labels import LABELS_PATH
+from aloe.experience.parquet import read_table
+from aloe.experience.schema import NUMBERS, parse
 from aloe.experience.store import ExperienceStore
 
 _MADE_ANEW: Final = ("data", "videos", "meta/episodes", "meta/checksums", QUARANTINE)
@@ -187,7 +189,7 @@ class _Plan:
         mine = [row for row in self._rows if self._path("data", row) in held]
         with pq.ParquetWriter(target, pq.read_schema(self._root / group[0])) as writer:
             for path in group:
-                table = pq.read_table(self._root / path)
+                table = read_table(self._root / path)
                 for row in mine:  # one row group an episode, as LeRobot's own tools do it
                     if self._path("data", row) == path:
                         steps = steps_of(table, row["episode_index"])
@@ -215,9 +217,9 @@ class _Plan:
         shifts: dict[str, float],
         checksums: dict[str, str],
     ) -> None:
-        begin = 0
+        begin, numbers = 0, self._numbers()
         for group in self._groups["meta/episodes"]:
-            table = pa.concat_tables([pq.read_table(self._root / path) for path in group])
+            table = pa.concat_tables([read_table(self._root / path) for path in group])
             mine = slice(begin, begin := begin + len(table))
             for kind in self._kinds:
                 for name in (f"{kind}/chunk_index", f"{kind}/file_index"):
@@ -230,8 +232,19 @@ class _Plan:
             first = places["meta/episodes"][mine.start]
             pq.write_table(table, new / self._path("meta/episodes", first))
             rows = read_full(new / self._path("meta/episodes", first))
-            seals = {str(row["episode_index"]): seal(row, self._info, self._files(row, checksums)) for row in rows}
+            seals = {
+                str(row["episode_index"]): seal(row, self._info, next(numbers), self._files(row, checksums))
+                for row in rows
+            }
             write_seals(new / seal_path(rows[0]), seals)
+
+    def _numbers(self) -> Iterator[str]:
+        """The checksum of every episode's numbers."""
+        last, table = "", pa.table({})
+        for row in self._rows:
+            if (path := self._path("data", row)) != last:
+                last, table = path, read_table(self._root / path, columns=NUMBERS)
+            yield numbers_checksum(parse(steps_of(table, row["episode_index"]), self._info.features))
 
     def _files(self, row: Row, checksums: dict[str, str]) -> dict[str, str]:
         paths = [self._path(kind, row) for kind in self._kinds if kind != "meta/episodes"]
@@ -282,7 +295,7 @@ def _episodes(root: Path) -> Iterator[tuple[str, dict[str, pa.Array]]]:
     last, table, full = ("", ""), pa.table({}), {}
     for row in rows:
         if (here := (place(info.data_path, row, "data"), home(row))) != last:
-            table = pq.read_table(root / here[0])
+            table = read_table(root / here[0])
             full = {found["episode_index"]: found for found in read_full(root / here[1])}
             last = here
         said = {key: value for key, value in full[row["episode_index"]].items() if not key.endswith(_PLACES)}

@@ -20,12 +20,13 @@ from typing import Any, Final
 import av
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from lerobot.datasets.utils import DEFAULT_TASKS_PATH, INFO_PATH
 from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frames
 from numpy import ndarray
 from PIL import Image
+
+from aloe.experience.parquet import read_table
 
 _MAX_INFO_BYTES: Final = 64 * 2**20
 _MAX_PIXELS: Final = 2**26
@@ -169,7 +170,7 @@ class ForeignDataset:
                 start, stop = np.searchsorted(self._kept_column(row.data, "episode_index"), [episode, episode + 1])
                 cells = self._kept_column(row.data, key)[start:stop].combine_chunks()
             else:
-                table = pq.read_table(row.data, columns=[key], filters=[("episode_index", "=", episode)])
+                table = read_table(row.data, columns=[key], filters=[("episode_index", "=", episode)])
                 cells = table[key].combine_chunks()
         if len(cells) != row.steps:
             raise ValueError(f"{row.data}: episode {episode} should have {row.steps} steps, found {len(cells)}")
@@ -178,12 +179,12 @@ class ForeignDataset:
     def _kept_column(self, path: Path, key: str) -> Any:
         """A column of the file that was read last. The number of the episode as an array, which has to grow."""
         if self._kept[0] != path:
-            index = pq.read_table(path, columns=["episode_index"])["episode_index"].to_numpy()
+            index = read_table(path, columns=["episode_index"])["episode_index"].to_numpy()
             if (np.diff(index) < 0).any():
                 raise ValueError("its episodes are not in order")
             self._kept = (path, {"episode_index": index})
         if key not in self._kept[1]:
-            self._kept[1][key] = pq.read_table(path, columns=[key])[key]
+            self._kept[1][key] = read_table(path, columns=[key])[key]
         return self._kept[1][key]
 
     def check_order(self, episode: int) -> None:
@@ -216,7 +217,7 @@ class ForeignDataset:
     def _read_tasks(self) -> dict[int, str]:
         path = inside(self.root, DEFAULT_TASKS_PATH)
         with _readable(path):
-            table = pq.read_table(path)
+            table = read_table(path)
             (name,) = [name for name in ("task", "__index_level_0__") if name in table.column_names][:1] or [""]
             if not name or "task_index" not in table.column_names:
                 raise ValueError("no columns 'task' and 'task_index'")
@@ -236,7 +237,7 @@ class ForeignDataset:
         rows: dict[int, _Row] = {}
         for path in self._episode_files():
             with _readable(path):
-                found = pq.read_table(path, columns=columns)
+                found = read_table(path, columns=columns)
                 if lacking := [name for name in columns if name not in found.column_names]:
                     raise ValueError(f"there is no column {lacking[0]!r}")
                 entries = found.to_pylist()

@@ -17,6 +17,8 @@ from lerobot.datasets.io_utils import cast_stats_to_numpy
 from lerobot.datasets.utils import DEFAULT_EPISODES_PATH, DatasetInfo
 from numpy import ndarray
 
+from aloe.experience.parquet import read_table
+
 COPY_AGAIN: Final = (
     "was it copied while it was written? Copy it again, meta/info.json first and then all the rest (docs/store.md), or "
     "restore it from a backup"
@@ -49,7 +51,9 @@ def read_rows(root: Path, info: DatasetInfo) -> tuple[list[Row], list[str]]:
 def _read(path: Path) -> list[Row]:
     try:
         file = pq.ParquetFile(path)
-        return file.read([name for name in file.schema_arrow.names if not name.startswith("stats/")]).to_pylist()
+        return file.read(
+            [name for name in file.schema_arrow.names if not name.startswith("stats/")], use_threads=False
+        ).to_pylist()
     except FileNotFoundError:  # left over, and just moved aside by a writer
         return []
     except (pa.ArrowException, OSError, UnicodeDecodeError):  # half a file, of a recorder that died; `_check` misses it
@@ -82,8 +86,7 @@ def _check(root: Path, info: DatasetInfo, rows: list[Row]) -> None:
 
 def read_full(path: Path) -> list[Row]:
     """Rows of one file with their statistics."""
-    # Without threads: in a process whose video encoder has threads of its own, Arrow was seen to wait for its own for ever.
-    return pq.read_table(path, use_threads=False).to_pylist()
+    return read_table(path).to_pylist()
 
 
 def statistics(root: Path, rows: list[Row]) -> Iterator[list[dict[str, dict[str, ndarray]]]]:
@@ -127,9 +130,9 @@ def join_last_file(root: Path, staging: Path, last: Row | None) -> Row:
     staging: has that file, and gets the one that shall replace it. Returns the row, with its statistics.
     """
     (alone,) = staging.glob("meta/episodes/*/*.parquet")
-    table = pq.read_table(alone)
+    table = read_table(alone)
     if last is not None:
-        before, joined = pq.read_table(root / home(last)), table
+        before, joined = read_table(root / home(last)), table
         for name in _PLACE:
             field = table.schema.field(name)
             joined = joined.set_column(joined.column_names.index(name), field, pa.array([last[name]], field.type))
@@ -144,5 +147,5 @@ def join_last_file(root: Path, staging: Path, last: Row | None) -> Row:
 
 def without_uncommitted(path: Path, episodes: int) -> pa.Table:
     """A file's rows of committed episodes."""
-    table = pq.read_table(path)
+    table = read_table(path)
     return table.slice(0, sum(index < episodes for index in table["episode_index"].to_pylist()))

@@ -22,11 +22,11 @@ from lerobot.datasets.utils import DatasetInfo, update_chunk_file_indices
 from lerobot.datasets.video_utils import get_video_duration_in_s
 from numpy import ndarray
 
-from aloe.experience.checksums import file_checksum, read_seals, seal, seal_path, write_seals
+from aloe.experience.checksums import file_checksum, numbers_checksum, read_seals, seal, seal_path, write_seals
 from aloe.experience.commit import Stats
 from aloe.experience.index import Row, join_last_file, place
 from aloe.experience.pictures import Pictures
-from aloe.experience.schema import ACTION, IMAGES, PROPOSED_ACTION, STATE
+from aloe.experience.schema import ACTION, IMAGES, PROPOSED_ACTION, STATE, numbers
 from aloe.types import Episode, Source
 
 
@@ -62,15 +62,15 @@ class Recorder:
         meta.save_episode(self.info.total_episodes, episode.steps, [episode.task], stats, row)
         meta.finalize()
         committed = join_last_file(self.root, staging, self.last)
-        self._write_seals(staging, committed, meta.info)
+        self._write_seals(staging, committed, meta.info, numbers_checksum(numbers(columns)))
         return meta, committed
 
-    def _write_seals(self, staging: Path, row: Row, info: DatasetInfo) -> None:
+    def _write_seals(self, staging: Path, row: Row, info: DatasetInfo, numbers: str) -> None:
         path, index = seal_path(row), row["episode_index"]
         seals = {key: value for key, value in read_seals(self.root, path).items() if int(key) < index}
         files = sorted(found for pattern in ("data/*/*", "videos/*/*/*") for found in staging.glob(pattern))
         checked = {found.relative_to(staging).as_posix(): file_checksum(found) for found in files}
-        write_seals(staging / path, {**seals, str(index): seal(row, info, checked)})
+        write_seals(staging / path, {**seals, str(index): seal(row, info, numbers, checked)})
 
     def _columns(self, episode: Episode, task_index: int) -> dict[str, ndarray]:
         """Every column but the pictures."""

@@ -25,6 +25,7 @@ the policy (`dataset_to_policy_features`), and every image for a picture that it
 called so.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -70,6 +71,8 @@ COLUMNS: Final = {
 """Field of `Frames` -> column, where that is one number a step."""
 VECTORS: Final = {STATE: "state", ACTION: "action", PROPOSED_ACTION: "proposed_action"}
 """Column -> field of `Frames`, where that is a vector a step."""
+NUMBERS: Final = [*VECTORS, *COLUMNS.values(), "has_proposal"]
+"""The columns that `Frames` is made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,18 +257,25 @@ def check_episode(
 
 def parse(table: pa.Table, dataset_features: dict[str, dict[str, Any]]) -> dict[str, ndarray]:
     """Columns on disk -> those of `Frames`. Raises ValueError where they are not of the features' types and sizes."""
-    parts = {name: table[key].to_numpy() for name, key in COLUMNS.items()}
-    for key, name in VECTORS.items():
+    columns = {key: table[key].to_numpy() for key in NUMBERS if key not in VECTORS}
+    for key in VECTORS:
         cells = table[key].combine_chunks()
-        flat = cells if dataset_features[key]["shape"] == (1,) else cells.flatten()
-        parts[name] = flat.to_numpy().reshape(len(table), -1)
-    proposed = table["has_proposal"].to_numpy()
-    parts["proposed_action"] = np.where(proposed[:, None], parts["proposed_action"], np.float32(np.nan))
+        columns[key] = (cells if dataset_features[key]["shape"] == (1,) else cells.flatten()).to_numpy()
+    parts = numbers(columns)
     for name, empty in no_steps(dataset_features).items():
         found, wanted = parts[name], (empty.dtype, (len(table), *empty.shape[1:]))
         if (found.dtype, found.shape) != wanted:
             raise ValueError(f"its {name} is {found.dtype} {found.shape}, not {wanted[0]} {wanted[1]}")
     return parts
+
+
+def numbers(columns: Mapping[str, ndarray]) -> dict[str, ndarray]:
+    """Field of `Frames` -> values, from those by column. A checksum is made of it, so it can only change with a new kind of
+    checksum."""
+    proposed = columns["has_proposal"]
+    parts = {name: columns[key] for name, key in COLUMNS.items()}
+    parts |= {name: columns[key].reshape(len(proposed), -1) for key, name in VECTORS.items()}
+    return parts | {"proposed_action": np.where(proposed[:, None], parts["proposed_action"], np.float32(np.nan))}
 
 
 def no_steps(dataset_features: dict[str, dict[str, Any]]) -> dict[str, ndarray]:

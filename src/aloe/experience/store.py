@@ -20,10 +20,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.io_utils import load_info
@@ -47,14 +47,14 @@ from aloe.experience.header import UNREADABLE, existing, inode, read_info, read_
 from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
+from aloe.experience.parquet import read_table
 from aloe.experience.pictures import Pictures
 from aloe.experience.recorder import Recorder
 from aloe.experience.schema import (
     ACTION,
-    COLUMNS,
     IMAGES,
+    NUMBERS,
     STATE,
-    VECTORS,
     Frames,
     cameras_of,
     check_episode,
@@ -295,8 +295,7 @@ class ExperienceStore:
         while len(self._parsed) < self.num_episodes:
             index = len(self._parsed)
             with self._reading(index, place(self._info.data_path, self._episodes[index], "data")):
-                table = self._read(index, [*VECTORS, *COLUMNS.values(), "has_proposal"], keep=True)
-                self._parsed.append(parse(table, self._info.features))
+                self._parsed.append(self._numbers(index))
         self._last_read = None
         parts = self._parsed or [no_steps(self._info.features)]
         stacked = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
@@ -304,6 +303,19 @@ class ExperienceStore:
             return apply_labels(Frames(**stacked, tasks=list(self.tasks)), self.labels)
         except ValueError as error:
             raise ValueError(f"{self.root}: {error}") from error
+
+    def _numbers(self, index: int) -> dict[str, ndarray]:
+        """One episode of `columns`, compared with the checksum of these columns alone: not of the whole file, which may
+        hold the pictures, too."""
+        path = place(self._info.data_path, self._episodes[index], "data")
+        if self._last_read is None or self._last_read[0] != path:
+            table = read_table(self.root / path, columns=[*NUMBERS])
+            self._last_read = (path, table)
+        parts = parse(self._steps(index, self._last_read[1]), self._info.features)
+        seal = self._seal(index)
+        if seal is not None and checksums.numbers_checksum(parts) != seal["numbers"]:
+            raise self._unreadable(index, path, "is not what was recorded (its columns differ)")
+        return parts
 
     def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
         """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""
@@ -314,14 +326,17 @@ class ExperienceStore:
             if key in self._video_keys:
                 path = place(self._info.video_path, row, f"videos/{key}", video_key=key)
             with self._reading(index, path):
-                shown = self._decode(index, path, key, size) if key in self._video_keys else self._unpack(index, key)
+                is_video = key in self._video_keys
+                shown = self._decode(index, path, key, size) if is_video else self._unpack(index, path, key)
             if shown.shape != (row["length"], *size, 3):
                 raise self._unreadable(index, path, f"has pictures of shape {shown.shape}, not {(*size, 3)}")
             pictures[camera] = shown
         return pictures
 
-    def _unpack(self, index: int, key: str) -> UInt8[ndarray, "T h w 3"]:
-        cells = self._read(index, [key], keep=False)[key].combine_chunks().field("bytes")
+    def _unpack(self, index: int, path: str, key: str) -> UInt8[ndarray, "T h w 3"]:
+        only = [("episode_index", "=", index)]
+        table = read_table(self._intact(index, path), columns=[key, "episode_index"], filters=only)
+        cells = self._steps(index, table)[key].combine_chunks().field("bytes")
         return np.stack([np.asarray(Image.open(io.BytesIO(cell.as_py()))) for cell in cells])
 
     def _decode(self, index: int, path: str, key: str, size: tuple[int, int]) -> UInt8[ndarray, "T h w 3"]:
@@ -334,18 +349,18 @@ class ExperienceStore:
         """SHA-256 of the files that the episode lies in and its place there. Taken once for an open store, from the
         checksums where there are some."""
         if index not in self._digests:
-            row, known = self._episodes[index], self._checksums(index)
+            row, seal = self._episodes[index], self._seal(index)
             digest = hashlib.sha256(f"{index} {row['dataset_from_index']} {row['length']}".encode())
             for path in self._files(row):
                 with self._reading(index, path):
-                    checksum = checksums.file_checksum(self.root / path) if known is None else known[path]
+                    checksum = checksums.file_checksum(self.root / path) if seal is None else seal["files"][path]
                 digest.update(bytes.fromhex(checksum))
             self._digests[index] = digest.hexdigest()
         return self._digests[index]
 
     def has_checksums(self, index: int) -> bool:
         """Whether damage to the episode can be found: not where LeRobot wrote it, or an ALOE without checksums."""
-        return self._checksums(index) is not None
+        return self._seal(index) is not None
 
     def verify(self) -> Iterator[Damage]:
         """Read every file and compare it with its checksum; what is damaged, one after the other.
@@ -355,20 +370,19 @@ class ExperienceStore:
         files = [self._files(row) for row in self._episodes]
         yield from checksums.verify(self.root, self._info, self._episodes, files)
 
-    def _checksums(self, index: int) -> dict[str, str] | None:
-        """File -> SHA-256. What a writer has appended since is in the same file, so it is read again for a new episode."""
+    def _seal(self, index: int) -> dict[str, Any] | None:
+        """Checksums of an episode. For one that was appended since, their file is read again."""
         path = checksums.seal_path(self._episodes[index])
         if str(index) not in self._seals.get(path, {}):
             seals = checksums.read_seals(self.root, path)
             # What a commit that was cut short has left there is not of the episode that gets its number.
             self._seals[path] = {key: value for key, value in seals.items() if int(key) < self.num_episodes}
-        known = self._seals[path].get(str(index))
-        return None if known is None else known["files"]
+        return self._seals[path].get(str(index))
 
     def _intact(self, index: int, path: str) -> Path:
         """A file of an episode, compared with its checksum the first time. Raises ValueError where it is damaged."""
-        if path not in self._checked and (known := self._checksums(index)) is not None:
-            problem = checksums.damage_of_file(self.root, path, known.get(path, ""))
+        if path not in self._checked and (seal := self._seal(index)) is not None:
+            problem = checksums.damage_of_file(self.root, path, seal["files"].get(path, ""))
             if problem is not None:
                 raise self._unreadable(index, path, problem)
             self._checked.add(path)
@@ -400,22 +414,11 @@ class ExperienceStore:
             place(self._info.video_path, row, f"videos/{key}", video_key=key) for key in self._video_keys
         ]
 
-    def _read(self, index: int, keys: list[str], keep: bool) -> pa.Table:
-        """Columns of one episode. keep: read those of a whole file once, for all of its episodes; not for pictures, which
-        are large."""
-        row = self._episodes[index]
-        path = place(self._info.data_path, row, "data")
-        if not keep or self._last_read is None or self._last_read[0] != path:
-            columns, file = list({*keys, "episode_index"}), self._intact(index, path)
-            table = pq.read_table(file, columns=columns, filters=None if keep else [("episode_index", "=", index)])
-            self._last_read = (path, table) if keep else self._last_read
-        else:
-            table = self._last_read[1]
-        table = steps_of(table, index)
-        if len(table) != row["length"]:
-            raise ValueError(
-                f"{self.root}: episode {index} should have {row['length']} steps, its file has {len(table)}"
-            )
+    def _steps(self, index: int, table: pa.Table) -> pa.Table:
+        """The rows of one episode in a data file's. Raises ValueError where it has another number of them."""
+        table, length = steps_of(table, index), self._episodes[index]["length"]
+        if len(table) != length:
+            raise ValueError(f"{self.root}: episode {index} should have {length} steps, its file has {len(table)}")
         return table
 
     @contextlib.contextmanager
