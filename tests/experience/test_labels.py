@@ -242,6 +242,31 @@ def test_damaged_log_is_an_error_that_names_the_line(store: ExperienceStore, lin
         ExperienceStore.open(store.root)
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda lines: [lines[0].replace(b"failure", b"success"), *lines[1:]],
+        lambda lines: [lines[0].replace(b'"episode": 0', b'"episode": 1'), *lines[1:]],
+        lambda lines: lines[1:],
+        lambda lines: [lines[0], *lines[:0:-1]],
+        lambda lines: [lines[0], lines[0], *lines[1:]],
+    ],
+    ids=["another outcome", "another episode", "first taken out", "two exchanged", "one twice"],
+)
+def test_log_with_other_lines_than_were_written_is_refused(
+    store: ExperienceStore, edit: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    for outcome in ("failure", "success", "failure"):
+        label(store, 0, outcome=outcome)
+    log = store.root / LABELS_PATH
+    log.write_bytes(b"\n".join([*edit(log.read_bytes().splitlines()), b""]))
+    before = log.read_bytes()
+    for attempt in (lambda: ExperienceStore.read(store.root), lambda: label(store, 0, outcome="success")):
+        with pytest.raises(ValueError, match=r"aloe_labels.jsonl is damaged in line [12]: it is not what was written"):
+            attempt()
+    assert log.read_bytes() == before
+
+
 def test_labels_do_not_decode_pictures_anew_but_have_a_digest_of_their_own(
     store: ExperienceStore, tmp_path: Path
 ) -> None:

@@ -2,8 +2,8 @@
 
 `meta/aloe_labels.jsonl` has one line a label or undo, in the order of giving:
 
-    {"time": ..., "episode": 3, "actions": "<SHA-256>", "outcome": "failure"}
-    {"time": ..., "episode": 3, "actions": "<SHA-256>", "undo": true}
+    {"time": ..., "episode": 3, "actions": "<SHA-256>", "outcome": "failure", "sha256": ...}
+    {"time": ..., "episode": 3, "actions": "<SHA-256>", "undo": true, "sha256": ...}
 
 `ExperienceStore.columns()` applies what stood there when the store was opened, the later label over the earlier one. An
 undo takes back the last label of its episode that was not taken back yet. `actions` is the hash of the episode's actions:
