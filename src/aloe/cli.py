@@ -66,8 +66,8 @@ class LearntFrom:
     root: Path | None = None
     """Folder of the store: a LeRobot v3 dataset with ALOE's columns."""
 
-    def with_roots(self, roots: dict[str, RootConfig]) -> Experience:
-        return with_roots(None if self.root is None else ExperienceStore.read(self.root), roots)
+    def with_roots(self, roots: dict[str, RootConfig], rename: dict[str, str]) -> Experience:
+        return with_roots(None if self.root is None else ExperienceStore.read(self.root), roots, rename)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,8 @@ class Sft(ActorConfig):
     dataset: LearntFrom = field(default_factory=LearntFrom)
     experience: dict[str, RootConfig] = field(default_factory=dict)
     """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
+    rename: dict[str, str] = field(default_factory=dict)
+    """Recorded cameras that the policy calls otherwise: --rename.observation.images.top=observation.images.front."""
     output_dir: Path
     """Gets `pretrained_model/` and `optimizer.safetensors`."""
     steps: int = 1500
@@ -107,14 +109,14 @@ class Sft(ActorConfig):
         if _finished(self.output_dir, self, "sft"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        store, key = self.dataset.with_roots(self.experience), (self.seed, "sft")
-        frames = store.columns()
-        rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
+        store, key = self.dataset.with_roots(self.experience, self.rename), (self.seed, "sft")
         if self.policy.path is None:
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
         else:
             bundle = PolicyBundle.load(self.policy.path)
-            stages.check_fits_store(bundle, store, self.window.horizon)
+            store = stages.seen_by(bundle, store, self.window.horizon)
+        frames = store.columns()
+        rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
         run = RunFolder.open(self.output_dir, self)
         log = run.logger(0, "sft", stages.checkpoint_step(self.output_dir / "sft.checkpoint.safetensors"))
         with run.stage(0, "sft"):
@@ -177,6 +179,8 @@ class Critic(FitConfig):
     dataset: LearntFrom = field(default_factory=LearntFrom)
     experience: dict[str, RootConfig] = field(default_factory=dict)
     """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
+    rename: dict[str, str] = field(default_factory=dict)
+    """Recorded cameras that the policy calls otherwise: --rename.observation.images.top=observation.images.front."""
     output_dir: Path
     """Gets `critic.safetensors` and `advantages.parquet`."""
     tower: Path | None = None
@@ -195,10 +199,10 @@ class Critic(FitConfig):
         if _finished(self.output_dir, self, "advantages"):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
-        store = self.dataset.with_roots(self.experience)
         bundle, seen_through = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
-        for policy in (bundle, seen_through):
-            stages.check_fits_store(policy, store)
+        store = self.dataset.with_roots(self.experience, self.rename)
+        stages.check_fits_store(seen_through, store)
+        store = stages.seen_by(bundle, store)
         tower = Tower(bundle=seen_through, image_tokens=self.critic.image_tokens)
         scale = return_scale(store.columns()) if self.scale is None else self.scale
         cache = self.cache.within(self.output_dir / "cache")
@@ -243,6 +247,8 @@ class Improve(ActorConfig):
     dataset: LearntFrom = field(default_factory=LearntFrom)
     experience: dict[str, RootConfig] = field(default_factory=dict)
     """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
+    rename: dict[str, str] = field(default_factory=dict)
+    """Recorded cameras that the policy calls otherwise: --rename.observation.images.top=observation.images.front."""
     advantages: Path
     """`advantages.parquet` of `aloe critic` for this store."""
     output_dir: Path
@@ -259,8 +265,8 @@ class Improve(ActorConfig):
         if _finished(self.output_dir, self, "improve"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        store, bundle = self.dataset.with_roots(self.experience), PolicyBundle.load(self.policy.path)
-        stages.check_fits_store(bundle, store, self.window.horizon)
+        bundle = PolicyBundle.load(self.policy.path)
+        store = stages.seen_by(bundle, self.dataset.with_roots(self.experience, self.rename), self.window.horizon)
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
         rows = stages.rows_from_advantages(self.advantages, frames, windows)
@@ -361,7 +367,8 @@ COMMANDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Run(RunConfig):
-    """The whole circle, round after round. --preset NAME gives the defaults (quickstart, paper, tiny)."""
+    """The whole circle, round after round. --preset NAME gives the defaults (quickstart, paper, tiny; offline
+    where a --policy.path and --experience are given)."""
 
     output_dir: Path | None = None
     """Run folder; by default runs/<preset>-<seed>, with task and method where they are not the preset's."""
@@ -377,8 +384,9 @@ def run_command(arguments: list[str]) -> None:
     output_dir = options.output_dir or _default_folder(preset, config)
     run = run_circle(config, output_dir, resume=options.resume, say=lambda line: console.print(f"[bold]{line}"))
     console.print(summary_table(read_summary(run.root)))
-    draw_curve([read_summary(run.root)], run.root / "curve.png")
-    console.print(f"learning curve  {run.root / 'curve.png'}")
+    if not config.offline:
+        draw_curve([read_summary(run.root)], run.root / "curve.png")
+        console.print(f"learning curve  {run.root / 'curve.png'}")
     console.print(f"last policy     {run.policy(config.rounds)}")
     console.print(f"everything      {run.root}")
 

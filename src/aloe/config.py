@@ -60,8 +60,12 @@ class RunConfig:
     """How the policy improves; docs/methods has a page on each."""
     rounds: int = 3
     """Rounds after cloning."""
+    offline: bool = False
+    """Learn from recorded experience alone: nothing is played, and so no success is measured."""
     experience: dict[str, RootConfig] = field(default_factory=dict)
     """Recorded experience to learn from besides, by names of your choice: `--experience.demos.root DIR`, and so on."""
+    rename: dict[str, str] = field(default_factory=dict)
+    """Recorded cameras that the policy calls otherwise: `--rename.observation.images.top=observation.images.front`."""
     workers: int = 3
     """Worlds at once, each in a process. Part of the config: it decides the last bits of a policy's output."""
     world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
@@ -83,10 +87,12 @@ class RunConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
-        if self.policy.execute > self.window.horizon:
+        if self.policy.execute > self.window.horizon and not self.offline:
             raise ValueError(
                 f"--policy.execute {self.policy.execute} is more than the chunk of --window.horizon {self.window.horizon}"
             )
+        if self.rename and not self.offline:
+            raise ValueError("--rename is for recorded cameras; a world's pictures have the policy's names")
         if self.rounds < 0 or self.seed < 0 or self.workers < 1:
             raise ValueError("--rounds and --seed must not be negative, --workers at least 1")
         if self.method == "aloe" and self.fit.target_samples > self.aloe.samples:
@@ -112,7 +118,7 @@ class RunConfig:
 
     @property
     def judges_critics(self) -> bool:
-        """Whether the critics of each round are judged on fresh episodes."""
+        """Whether the critics of each round are judged, on fresh episodes, or offline on held-out ones."""
         return self.trust.episodes > 0 and self.method in get_args(CriticMethod)
 
     @property
@@ -171,6 +177,7 @@ QUICKSTART = RunConfig(
 PRESETS: dict[str, RunConfig] = {
     "quickstart": QUICKSTART,
     "paper": with_options(QUICKSTART, PAPER),
+    "offline": RunConfig(offline=True, rounds=1, improve=ActorConfig(steps=2000), trust=TrustConfig(episodes=50)),
     "tiny": RunConfig(
         rounds=2,
         workers=1,
@@ -189,4 +196,5 @@ PRESETS: dict[str, RunConfig] = {
         trust=TrustConfig(episodes=2),
     ),
 }
-"""Complete configs by name: `aloe run --preset NAME`. `tiny` is for tests: a whole run in well under a minute."""
+"""Complete configs by name: `aloe run --preset NAME`. `offline` is for a checkpoint and recorded experience: one round, and
+then the robot plays again. `tiny` is for tests: a whole run in well under a minute."""

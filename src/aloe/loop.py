@@ -7,18 +7,19 @@ killed anywhere and started again ends with the same weights as one that was not
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from jaxtyping import Float32
 from numpy import ndarray
 
-from aloe import stages
+from aloe import offline, stages
 from aloe.config import RunConfig, ValueMethod
 from aloe.experience.cache import Cache
 from aloe.experience.mixture import with_roots
 from aloe.experience.schema import Experience
 from aloe.experience.store import ExperienceStore
+from aloe.experience.view import View
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
@@ -44,24 +45,30 @@ class Circle:
 
     run: RunFolder
     config: RunConfig
-    store: ExperienceStore
-    """What this run records."""
+    store: ExperienceStore | None
+    """What this run records; nothing offline."""
     experience: Experience
     """What it learns from: the store, and other roots."""
-    pool: WorldPool
+    pool: WorldPool | None
+    """None offline."""
     say: Say
 
     def turn(self) -> None:
         """Plays all rounds."""
         for index in range(self.config.rounds + 1):
-            if not self.run.done(index, "eval"):
+            last = "eval" if not self.config.offline else "improve" if index else "sft"
+            if not self.run.done(index, last):
                 self.play_round(index) if index else self.start()
             self._finish_round(index)
 
     def start(self) -> None:
         """Round 0: demonstrations, the cloned policy, its success."""
         config, run = self.config, self.run
-        if not run.done(0, "demos"):
+        if config.offline:
+            offline.look(run, 0, self.experience)
+        elif not run.done(0, "demos"):
+            assert self.store is not None
+            assert self.pool is not None
             self.say("round 0: recording demonstrations")
             with run.stage(0, "demos") as result:
                 # What was begun is brought to its end; what another root has already need not be recorded.
@@ -77,7 +84,8 @@ class Circle:
         self.measure(0)
 
     def play_round(self, index: int) -> None:
-        """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages."""
+        """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages.
+        Offline, what is there already stands for the collection, and nothing is measured."""
         run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
         self.collect(index)
         if not run.done(index, "advantages"):
@@ -89,7 +97,10 @@ class Circle:
                 case "sft" | "dagger" | "filtered":
                     pass  # nothing is evaluated
         if self.config.judges_critics and not run.done(index, "trust"):
-            self._trust(index, bundle)
+            if self.config.offline and not self._held_out:
+                self.say(f"round {index}: the critics are not judged, there are too few episodes to hold any out")
+            else:
+                self._trust(index, bundle)
         if not run.done(index, "improve"):
             self.say(f"round {index}: improving the policy")
             with run.stage(index, "improve"):
@@ -99,8 +110,11 @@ class Circle:
     # -- stages -------------------------------------------------------------------------------------------------------
 
     def collect(self, index: int) -> None:
-        """Records the episodes of a round, unless that is done."""
-        if not self.run.done(index, "collect"):
+        """Records the episodes of a round, unless that is done; offline, looks what there is."""
+        if self.config.offline:
+            offline.look(self.run, index, self.experience)
+        elif not self.run.done(index, "collect"):
+            assert self.store is not None
             self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")
             with self.run.stage(index, "collect") as result:
                 self._collect(index)
@@ -122,6 +136,8 @@ class Circle:
 
     def _collect(self, index: int) -> None:
         config = self.config
+        assert self.store is not None
+        assert self.pool is not None
         before = (self.run.done(index - 1, "collect") or self.run.done(0, "demos") or {})["episodes"]
         already = self.store.num_episodes - before
         if already != stages.episodes_recorded(self.store, config.seed, index, config.collect.episodes):
@@ -160,7 +176,8 @@ class Circle:
             log = self._logger(index, "critic", out / "critic.checkpoint.safetensors")
             with run.stage(index, "critic"):
                 key = (config.seed, "critic", index)
-                stages.critic_stage(data, state, fit, config.window.discount, key, out, log)
+                known = replace(data, windows=offline.without(inputs, self._held_out)) if config.offline else data
+                stages.critic_stage(known, state, fit, config.window.discount, key, out, log)
 
         def weigh(evaluation: Evaluation) -> ActorRows:
             if config.method == "qc":
@@ -196,13 +213,20 @@ class Circle:
             run.logger(index, "advantages")(0, stages.value_advantage_stage(inputs, state, weigh, out))
 
     def _trust(self, index: int, bundle: PolicyBundle) -> None:
-        """Judges the critics of a round on the recorded evaluation episodes of the policy that they evaluated."""
+        """Judges the critics of a round on the recorded evaluation episodes of the policy that they evaluated; offline, on
+        the held-out ones."""
         config, run, version = self.config, self.run, index - 1
         learnt = self._inputs(bundle)
+        if config.offline:
+            judged = View(self.experience, episodes=self._held_out[-config.trust.episodes :])
+            facts = stages.facts_of(judged.columns())
+        else:
+            judged = ExperienceStore.read(run.round(version) / "fresh")
+            facts = EvaluatedEpisode.read(run.round(version) / "fresh.json")
         state = self._new_critic(learnt.tower)
         state.load(run.round(index) / "critic.safetensors")
         fresh = stages.fresh_inputs(
-            run.round(version) / "fresh",
+            judged,
             bundle,
             learnt.tower,
             self._cache,
@@ -212,7 +236,7 @@ class Circle:
         with run.stage(index, "trust") as result:
             trust = stages.trust_stage(
                 fresh,
-                EvaluatedEpisode.read(run.round(version) / "fresh.json"),
+                facts,
                 learnt,
                 run.round(index) / "advantages.parquet",
                 state.critic,
@@ -259,6 +283,8 @@ class Circle:
 
         choosing: with the critics' choice among chunks, also for a method whose policy acts alone.
         """
+        if self.pool is None:
+            return  # offline there is nothing to measure it in
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
         keeping = self._fresh(version) if stage == "eval" else nullcontext(_forget)
         with self.run.stage(version, stage) as result, keeping as keep:
@@ -340,13 +366,18 @@ class Circle:
         return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"))
 
     @property
+    def _held_out(self) -> list[int]:
+        """Offline: episodes that no critic is trained on."""
+        return stages.held_out(self.experience.columns(), self.config.trust.held_out)
+
+    @property
     def _cache(self) -> Cache:
         return self.config.cache.within(self.run.cache)
 
     @property
     def _scale(self) -> float:
         """C, fixed when the demonstrations were done."""
-        demos = self.run.done(0, "demos")
+        demos = self.run.done(0, "experience" if self.config.offline else "demos")
         assert demos is not None, "the scale of the rewards is known once there are demonstrations"
         return demos["return_scale"]
 
@@ -359,7 +390,7 @@ class Circle:
         path = self.run.root / "summary.json"
         if not path.exists() or len(json.loads(path.read_text())["rounds"]) <= index:
             self.run.write_tensorboard()
-            write_json(path, summary(self.run, self.config, self.store.columns(), index))
+            write_json(path, summary(self.run, self.config, (self.store or self.experience).columns(), index))
 
 
 def _forget(episode: Episode) -> None:
@@ -370,7 +401,13 @@ def _forget(episode: Episode) -> None:
 def open_circle(
     config: RunConfig, run: RunFolder, say: Say = print, world: MetaWorldConfig | None = None
 ) -> Iterator[Circle]:
-    """A circle with its worlds running and its folder locked; it plays in `world` if another is given than the run's."""
+    """A circle with its worlds running and its folder locked; it plays in `world` if another is given than the run's.
+    Offline without any world."""
+    if config.offline:
+        with run.locked():
+            experience = offline.experience(config, run.policy(0))
+            yield Circle(run=run, config=config, store=None, experience=experience, pool=None, say=say)
+        return
     with run.locked(), WorldPool(world or config.world, config.workers) as pool:
         store = stages.open_store(run.experience, config.world)
         experience = with_roots(store, config.experience)
@@ -385,8 +422,11 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
     """
     if config.policy.path is not None and not RunFolder(output_dir).policy(0).exists():
         bundle = PolicyBundle.load(config.policy.path)
-        stages.check_fits_world(bundle, config.world)
-        check_sees_all(bundle, config.world.camera_sizes)
+        if config.offline:
+            offline.experience(config, config.policy.path)
+        else:
+            stages.check_fits_world(bundle, config.world)
+            check_sees_all(bundle, config.world.camera_sizes)
         horizon = chunk_shape(bundle.policy)[0]
         if horizon != config.window.horizon:
             raise ValueError(

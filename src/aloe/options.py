@@ -22,6 +22,7 @@ def parse(command: Any, name: str, arguments: list[str], default: Any = None) ->
         ValueError: a config rejects a value; what tyro would say in a box.
     """
     said, more = io.StringIO(), {} if default is None else {"default": default}
+    arguments = _with_renames_together(arguments)
     if any(f.name == "experience" for f in fields(command)) and (roots := _roots_named_in(arguments)):
         if default is not None:
             more = {"default": replace(default, experience=roots)}
@@ -53,7 +54,26 @@ def _roots_named_in(arguments: Sequence[str]) -> dict[str, RootConfig]:
     return {name: RootConfig(root=tyro.MISSING) for name in dict.fromkeys(names)}
 
 
+def _with_renames_together(arguments: list[str]) -> list[str]:
+    """`--rename.OLD=NEW` (or `--rename.OLD NEW`), as often as it stands there, as the one option that tyro knows."""
+    rest, pairs, left = [], [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        if not argument.startswith("--rename."):
+            rest.append(argument)
+            continue
+        old, given, new = argument.removeprefix("--rename.").partition("=")
+        if not given and left:
+            new = left.pop(0)
+        if not old or not new or new.startswith("--"):
+            raise ValueError("name both, as in --rename.observation.images.top=observation.images.front")
+        pairs += [old, new]
+    return [*rest, "--rename", *pairs] if pairs else rest
+
+
 def take_preset(arguments: list[str]) -> tuple[str, list[str]]:
+    """The preset, and the arguments without it. A checkpoint and recorded experience are all that the one called offline
+    needs: it is meant where none is named."""
     for index, argument in enumerate(arguments):
         if argument == "--preset" or argument.startswith("--preset="):
             inline = "=" in argument
@@ -61,4 +81,5 @@ def take_preset(arguments: list[str]) -> tuple[str, list[str]]:
             if name not in PRESETS:
                 raise ValueError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}")
             return name, arguments[:index] + arguments[index + (1 if inline else 2) :]
-    return "quickstart", arguments
+    is_offline = all(any(a.startswith(option) for a in arguments) for option in ("--policy.path", "--experience."))
+    return "offline" if is_offline else "quickstart", arguments

@@ -30,7 +30,7 @@ from aloe import stages
 from aloe.config import RunConfig
 from aloe.evaluation.ranking import regret, spearman
 from aloe.experience.mixture import with_roots
-from aloe.experience.schema import Experience, Frames
+from aloe.experience.schema import Experience, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
 from aloe.policies.flow import PolicyBundle, Tower
@@ -154,7 +154,7 @@ def predict(
     The critics of all versions begin with the same weights and draw the same batches, so that chance does not rank them.
     """
     window, fit = settings(config, estimator, steps)
-    learnt_from = _digest_of_frames(store.columns())
+    learnt_from = digest_of(store.columns())
     work = run.cache / "ranking" / _digest(asdict(config.critic) | asdict(fit) | {"frames": learnt_from})
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
@@ -174,7 +174,7 @@ def predict(
 
     # Every version is evaluated on the same seeds, so that the first states of version 0's episodes are everybody's.
     chunks = run.cache / "ranking" / f"start-{version:03d}.npy"
-    start = stages.fresh_inputs(run.round(0) / "fresh", bundle, tower, cache, window, scale)
+    start = stages.fresh_inputs(ExperienceStore.read(run.round(0) / "fresh"), bundle, tower, cache, window, scale)
     stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks)
     evaluation = evaluate_windows(state.critic, stages.critic_data(start, chunks), fit)
     value = evaluation.best_value if version > 0 and config.is_played_with_critics else evaluation.value
@@ -186,14 +186,6 @@ def predict(
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digest_of_frames(frames: Frames) -> str:
-    """Other experience, or other labels on it: other predictions."""
-    digest = hashlib.sha256(json.dumps(frames.tasks).encode())
-    for array in (frames.state, frames.action, frames.success, frames.terminated, frames.truncated, frames.source):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
 
 
 def measures(rows: Sequence[dict[str, Any]], estimator: str) -> dict[str, dict[str, float | None]]:

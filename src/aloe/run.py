@@ -24,6 +24,8 @@ from aloe.training import Log
 
 ALWAYS_FREE = ("output_dir", "rounds", "cache")
 """Options that decide nothing about what has been done: a run may be moved, and go on for more rounds."""
+FREE_OFFLINE = ("experience", "rename")
+"""Offline, the next round may learn from more; what each has learnt from is kept by its stage `experience`."""
 
 
 def write_text(path: Path, content: str) -> None:
@@ -119,7 +121,8 @@ class RunFolder:
         if not resume:
             raise ValueError(f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir")
         stored = json.loads(config_file.read_text())
-        if changed := _differences(stored, {**plain, **{key: stored[key] for key in ALWAYS_FREE if key in stored}}):
+        free = (*ALWAYS_FREE, *(FREE_OFFLINE if plain.get("offline") else ()))
+        if changed := _differences(stored, {**plain, **{key: stored[key] for key in free if key in stored}}):
             raise ValueError(
                 f"{root} was made with another config ({'; '.join(changed[:4])}); "
                 "give the same options to go on with it, or choose another --output-dir"

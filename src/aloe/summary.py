@@ -1,34 +1,49 @@
 """What a run has come to, in one small file: `summary.json`."""
 
-from typing import Any
+from typing import Any, Final
+
+from jaxtyping import Bool
+from numpy import ndarray
 
 from aloe.config import RunConfig
 from aloe.experience.schema import Frames
 from aloe.run import RunFolder
 from aloe.types import Source
 
+STAGES: Final = (
+    *("demos", "experience", "sft", "collect", "sample", "critic", "value", "advantages", "trust", "improve", "eval"),
+)
+
+
+def counts(frames: Frames, mine: Bool[ndarray, "N"]) -> dict[str, int]:
+    """Steps and takeovers among these frames."""
+    return {
+        "env_steps": int(mine.sum()),
+        "human_steps": int((mine & (frames.source == Source.HUMAN)).sum()),
+        "takeovers": int((mine & frames.takeovers).sum()),
+    }
+
 
 def summary(run: RunFolder, config: RunConfig, frames: Frames, last: int) -> dict[str, Any]:
-    """The content of `summary.json`. Episodes, steps and takeovers count from the start of the run to that round."""
+    """The content of `summary.json`. Episodes, steps and takeovers count from the start of the run to that round; offline
+    they are all that the round has learnt from, and no success is known."""
     rounds = []
     for index in range(last + 1):
-        counted = run.done(index, "collect") or run.done(0, "demos") or {}
+        counted = run.done(index, "collect") or run.done(index, "experience") or run.done(0, "demos") or {}
         measured = run.done(index, "eval") or {}
-        mine = frames.episode < counted["episodes"]
-        names = ("demos", "sft", "collect", "sample", "critic", "value", "advantages", "trust", "improve", "eval")
-        done = {name: run.done(index, name) for name in names}
+        done = {name: run.done(index, name) for name in STAGES}
         rounds.append(
             {
                 "round": index,
                 "episodes": counted["episodes"],
-                "env_steps": int(mine.sum()),
-                "human_steps": int((mine & (frames.source == Source.HUMAN)).sum()),
-                "takeovers": int((mine & frames.takeovers).sum()),
+                **(counted.get("counts") or counts(frames, frames.episode < counted["episodes"])),
                 **{
-                    k: measured[k] for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
+                    k: measured.get(k)
+                    for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
                 },
                 **({"trust": trust["numbers"], "warnings": trust["warnings"]} if (trust := done["trust"]) else {}),
                 "seconds": {name: content["seconds"] for name, content in done.items() if content},
             }
         )
-    return {"task": config.world.task, "method": config.method, "seed": config.seed, "rounds": rounds}
+    task = ", ".join(config.experience) if config.offline else config.world.task
+    return {"task": task, "method": config.method, "seed": config.seed, "rounds": rounds}

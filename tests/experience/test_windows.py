@@ -203,10 +203,18 @@ def test_empty_store_is_refused() -> None:
         make_windows(frames_of(), WindowConfig(), scale=4.0)
 
 
-@pytest.mark.parametrize("episodes", [[], ["ddd-"], ["ppp+"], ["ppp-hh+"], ["ddd~"]])
-def test_store_without_a_successful_demonstration_has_no_scale(episodes: list[str]) -> None:
-    with pytest.raises(ValueError, match="no successful demonstration"):
+@pytest.mark.parametrize(
+    ("episodes", "what"),
+    [([], "episode"), (["ppp-"], "episode"), (["ddd-"], "demonstration"), (["ddd~", "pp+"], "demonstration")],
+)
+def test_store_without_success_has_no_scale(episodes: list[str], what: str) -> None:
+    with pytest.raises(ValueError, match=f"no successful {what}"):
         return_scale(frames_of(*episodes))
+
+
+def test_scale_is_of_demonstrations_and_without_any_of_all_that_succeeded() -> None:
+    assert return_scale(frames_of("ddd+", "ddddd+", "p+", "ddddddd-")) == pytest.approx((3 + 5) / 2)
+    assert return_scale(frames_of("ppp+", "ppp-hh+", "pp-")) == pytest.approx((3 + 5) / 2)
 
 
 def test_horizon_longer_than_every_fragment_is_refused() -> None:

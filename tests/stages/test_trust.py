@@ -40,7 +40,8 @@ def judged(run: RunFolder, cache: Path, change) -> dict:
     scale = (run.done(0, "demos") or {})["return_scale"]
     store = ExperienceStore.open(run.experience)
     learnt = EvaluationInputs.of(store, policy, tower, Cache(root=run.cache), CONFIG.window, scale)
-    fresh = stages.fresh_inputs(run.round(0) / "fresh", policy, tower, Cache(root=cache), CONFIG.window, scale)
+    recorded = ExperienceStore.read(run.round(0) / "fresh")
+    fresh = stages.fresh_inputs(recorded, policy, tower, Cache(root=cache), CONFIG.window, scale)
     shape = stages.observation_shape(tower, CONFIG.window.horizon)
     state = stages.new_critic(shape, CONFIG.critic, CONFIG.fit, (0, "new critic"))
     state.load(run.round(1) / "critic.safetensors")
@@ -170,7 +171,7 @@ def test_quick_episodes_shorter_than_a_window_are_judged_all_the_same(run, tmp_p
     long = replace(CONFIG.window, horizon=30)
     with pytest.raises(ValueError, match="longer than every fragment"):
         EvaluationInputs.of(ExperienceStore.open(root), policy, tower, Cache(root=tmp_path), long, 15.0)
-    inputs = stages.fresh_inputs(root, policy, tower, Cache(root=tmp_path), long, 15.0)
+    inputs = stages.fresh_inputs(ExperienceStore.read(root), policy, tower, Cache(root=tmp_path), long, 15.0)
     assert inputs.windows.terminated.all()
 
 

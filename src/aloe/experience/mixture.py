@@ -22,6 +22,7 @@ from aloe.experience.labels import SourceName
 from aloe.experience.resolve import ImportConfig
 from aloe.experience.schema import Experience, Frames, has_columns
 from aloe.experience.store import ExperienceStore
+from aloe.experience.view import renamed
 from aloe.training import Shares
 
 SOURCES: Final[dict[str, SourceName]] = {"demos": "demo", "rollouts": "policy", "corrections": "human"}
@@ -68,14 +69,19 @@ def open_root(name: str, config: RootConfig) -> Experience:
         raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", f"--experience.{name}.", str(error))) from error
 
 
-def with_roots(recorded: ExperienceStore | None, roots: Mapping[str, RootConfig]) -> Experience:
+def with_roots(
+    recorded: ExperienceStore | None, roots: Mapping[str, RootConfig], rename: Mapping[str, str] | None = None
+) -> Experience:
     """What a command learns from: the roots, and the store that it was given or records into itself.
 
+    rename: recorded key of a camera -> another, in every root that has it (`view.renamed`).
+
     Raises:
-        ValueError: there is neither, or they do not go together (see `Mixture`).
+        ValueError: there is neither, or they do not go together (see `Mixture`), or no root has a camera to rename.
     """
+    opened = {name: open_root(name, config) for name, config in roots.items()}
     parts: dict[str, tuple[Experience, float | None]] = {
-        name: (open_root(name, config), config.ratio) for name, config in roots.items()
+        name: (part, roots[name].ratio) for name, part in renamed(opened, rename or {}).items()
     }
     if recorded is not None:
         if not parts:

@@ -25,6 +25,8 @@ the policy (`dataset_to_policy_features`), and every image for a picture that it
 called so.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -108,6 +110,14 @@ class Frames:
         began = human.copy()
         began[1:] &= ~(human[:-1] & (self.episode[1:] == self.episode[:-1]))
         return began
+
+
+def digest_of(frames: Frames) -> str:
+    """Changes with the experience, and with the labels on it."""
+    digest = hashlib.sha256(json.dumps(frames.tasks).encode())
+    for array in (frames.state, frames.action, frames.success, frames.terminated, frames.truncated, frames.source):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
 
 
 class Experience(Protocol):

@@ -105,19 +105,22 @@ def fragment_starts(frames: Frames) -> Bool[ndarray, "N"]:
 
 
 def return_scale(frames: Frames) -> float:
-    """C, the mean number of steps of a successful demonstration: the unit in which rewards are counted.
+    """C, the mean number of steps of a successful demonstration, the unit in which rewards are counted; of any successful
+    episode where nobody has demonstrated.
 
     Raises:
-        ValueError: no demonstration succeeded.
+        ValueError: no episode succeeded.
     """
+    demo = frames.source == Source.DEMO
     lengths = [
         int((frames.episode == episode).sum())
-        for episode in np.unique(frames.episode[frames.success & (frames.source == Source.DEMO)])
+        for episode in np.unique(frames.episode[frames.success & (demo if demo.any() else True)])
     ]
     if not lengths:
         raise ValueError(
-            "no successful demonstration in the store: there is nothing to clone and no scale for the rewards; "
-            "record some with `aloe demos`, with less --noise or a longer --world.max-steps"
+            f"no successful {'demonstration' if demo.any() else 'episode'}: there is no scale for the rewards; record some "
+            "with `aloe demos`, with less --noise or a longer --world.max-steps, or say which recorded ones succeeded "
+            "(`aloe data label`, or --experience.NAME.outcomes)"
         )
     return float(np.mean(lengths))
 

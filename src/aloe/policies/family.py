@@ -17,6 +17,9 @@ Batch = dict[str, Tensor]
 class Family(Protocol):
     """`policy` is a LeRobot `PreTrainedPolicy` of the family."""
 
+    RESIZES: bool
+    """Whether pictures of any size may be given: they are resized inside."""
+
     def noise_dim(self, policy: Any) -> int:
         """N, the width of a step's noise: that of an action, or of what it is padded to inside."""
         ...

@@ -104,15 +104,17 @@ def check_fits(
     Raises:
         ValueError: it was not; names the first difference.
     """
-    config = bundle.policy.config
-    for key, feature in config.image_features.items():
-        camera, size = key.removeprefix(IMAGES), tuple(feature.shape[1:])
+    config, resizes = bundle.policy.config, family(bundle.policy).RESIZES
+    for camera in seen_cameras(bundle.policy):
+        size = tuple(config.image_features[IMAGES + camera].shape[1:])
         if camera not in cameras:
+            other = next((name for name in cameras if IMAGES + name not in config.image_features), "NAME")
             raise ValueError(
-                f"the policy sees camera {camera!r}, but {who} has {', '.join(cameras)}; "
-                "use the cameras that the policy was trained with"
+                f"the policy sees camera {camera!r}, but {who} has {', '.join(cameras)}; use the cameras that the policy "
+                "was trained with, or, where a recorded one has only another name, "
+                f"--rename.{IMAGES}{other}={IMAGES}{camera}"
             )
-        if size != cameras[camera]:
+        if size != cameras[camera] and not resizes:
             raise ValueError(
                 f"camera {camera!r} of {who} has {cameras[camera]} pixels, the policy was made for {size}; "
                 "use pictures of the size that the policy was trained with"
@@ -143,6 +145,12 @@ def family(policy: PreTrainedPolicy) -> Family:
             return lerobot
         case _:
             raise ValueError(f"ALOE cannot train a policy of type {policy.name!r}; it knows {', '.join(SUPPORTED)}")
+
+
+def seen_cameras(policy: PreTrainedPolicy) -> list[str]:
+    """Cameras that a policy has to be given. LeRobot's `empty_cameras` are no cameras: nothing was ever seen with them."""
+    cameras = [key.removeprefix(IMAGES) for key in policy.config.image_features]
+    return [camera for camera in cameras if not camera.startswith("empty_camera_")]
 
 
 def chunk_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
@@ -267,8 +275,7 @@ class Tower:
 
 def check_sees_all(bundle: PolicyBundle, cameras: Collection[str]) -> None:
     """Raises ValueError unless the policy sees every camera: its tower is to encode them all for the critics."""
-    seen = {key.removeprefix(IMAGES) for key in bundle.policy.config.image_features}
-    if unseen := set(cameras) - seen:
+    if unseen := set(cameras) - set(seen_cameras(bundle.policy)):
         raise ValueError(
             f"the policy does not see camera {', '.join(sorted(unseen))}, with which the critics would have to do; "
             "use a policy that sees all cameras, or record without that one"

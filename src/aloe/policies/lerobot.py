@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from aloe.policies.family import Batch
 
 Vla = SmolVLAPolicy | PI0Policy | PI05Policy
+RESIZES = True
+"""With their proportions kept, to what the tower was made for."""
 
 
 def noise_dim(policy: Vla) -> int:

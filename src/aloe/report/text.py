@@ -44,8 +44,11 @@ def summary_table(summary: dict[str, Any]) -> Table:
             str(row["round"]),
             str(row["episodes"]),
             str(row["takeovers"]),
-            f"{row['success']:.0%}",
-            f"{row['success_low']:.0%} to {row['success_high']:.0%}",
+            *(
+                ("-", "-")  # offline nothing is measured
+                if row["success"] is None
+                else (f"{row['success']:.0%}", f"{row['success_low']:.0%} to {row['success_high']:.0%}")
+            ),
             "-" if steps is None else f"{steps:.0f}",
             f"{elapsed // 60:.0f}:{elapsed % 60:02.0f}",
         )

@@ -12,6 +12,7 @@ from aloe.stages.actor import (
     new_policy,
     policy_rows,
     rows_from_advantages,
+    seen_by,
     train_policy,
 )
 from aloe.stages.critic import (
@@ -33,7 +34,7 @@ from aloe.stages.play import (
     measure,
     open_store,
 )
-from aloe.stages.trust import EvaluatedEpisode, TrustConfig, fresh_inputs, trust_stage
+from aloe.stages.trust import EvaluatedEpisode, TrustConfig, facts_of, fresh_inputs, held_out, trust_stage
 from aloe.stages.value import new_value, value_advantage_stage, value_stage
 
 __all__ = [
@@ -54,7 +55,9 @@ __all__ = [
     "critic_stage",
     "demonstrate",
     "episodes_recorded",
+    "facts_of",
     "fresh_inputs",
+    "held_out",
     "measure",
     "new_critic",
     "new_policy",
@@ -64,6 +67,7 @@ __all__ = [
     "policy_rows",
     "rows_from_advantages",
     "sample_stage",
+    "seen_by",
     "train_policy",
     "trust_stage",
     "value_advantage_stage",

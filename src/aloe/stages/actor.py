@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.schema import Experience, Frames
+from aloe.experience.view import only_cameras
 from aloe.experience.windows import Windows
 from aloe.methods import dagger, filtered, sft
 from aloe.policies.flow import (
@@ -21,6 +22,7 @@ from aloe.policies.flow import (
     PolicyBundle,
     check_fits,
     chunk_shape,
+    seen_cameras,
 )
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
@@ -113,6 +115,12 @@ def check_fits_store(bundle: PolicyBundle, store: Experience, horizon: int | Non
         )
 
 
+def seen_by(bundle: PolicyBundle, store: Experience, horizon: int | None = None) -> Experience:
+    """The store with the cameras that the policy sees. Raises ValueError as `check_fits_store` does."""
+    check_fits_store(bundle, store, horizon)
+    return only_cameras(store, seen_cameras(bundle.policy))
+
+
 def policy_rows(
     bundle: PolicyBundle, frames: Frames, pictures: FrameCache, condition: list[str] | None = None
 ) -> PolicyRows:
@@ -122,7 +130,7 @@ def policy_rows(
         ValueError: cameras or sizes of the store are not the policy's.
     """
     check_fits_store(bundle, pictures.store)
-    wanted = [key.removeprefix(IMAGES) for key in bundle.policy.config.image_features]
+    wanted = seen_cameras(bundle.policy)
     return PolicyRows.of(
         bundle,
         frames.state,

@@ -22,6 +22,7 @@ from aloe.policies.flow import (
     chunk_shape,
     language_dim,
     language_features,
+    seen_cameras,
 )
 from aloe.policies.train import ActorRows, sample_all_chunks
 from aloe.stages.actor import policy_rows
@@ -157,7 +158,7 @@ def observation_shape(tower: Tower, horizon: int) -> ObservationShape:
     policy = tower.bundle.policy
     assert policy.config.robot_state_feature is not None
     return ObservationShape(
-        cameras=len(policy.config.image_features) * tower.image_tokens,
+        cameras=len(seen_cameras(policy)) * tower.image_tokens,
         feature_dim=tower.feature_dim,
         state_dim=policy.config.robot_state_feature.shape[0],
         language_dim=language_dim(policy),

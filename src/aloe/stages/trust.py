@@ -4,6 +4,7 @@ The critic of round n was trained under policy n - 1. The evaluation episodes of
 first of them are recorded in `rounds/<n - 1>/fresh/`, a store like any other. What the numbers mean is in docs/trust.md.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -22,8 +23,7 @@ from aloe.evaluation.health import warnings_of
 from aloe.evaluation.ranking import spearman
 from aloe.evaluation.support import best_return_at, chunk_distance, effective_share, support
 from aloe.experience.cache import Cache
-from aloe.experience.schema import Frames
-from aloe.experience.store import ExperienceStore
+from aloe.experience.schema import Experience, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import PolicyBundle, Tower
 from aloe.stages.critic import EvaluationInputs, critic_data, sample_stage
@@ -43,11 +43,16 @@ class TrustConfig:
     """What the critics are judged on."""
 
     episodes: int = 20
-    """Evaluation episodes of each policy version that are recorded for it (at most all). 0 switches the judgement off."""
+    """Evaluation episodes of each policy version that are recorded for it (at most all); offline, held-out episodes. 0
+    switches the judgement off."""
+    held_out: float = 0.1
+    """Offline: share of the episodes that judge the critics instead of training them. The policy learns from all."""
 
     def __post_init__(self) -> None:
         if self.episodes < 0:
             raise ValueError("--trust.episodes must not be negative; 0 switches the judgement of the critics off")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"--trust.held-out is a share, from 0 to below 1, not {self.held_out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +83,33 @@ class EvaluatedEpisode:
         return [EvaluatedEpisode(**row) for row in json.loads(path.read_text())]
 
 
+def held_out(frames: Frames, share: float) -> list[int]:
+    """Episodes that no critic is trained on. An episode's own actions decide: that others come later changes nothing."""
+    starts = np.flatnonzero(frames.step == 0)
+    parts = np.split(np.ascontiguousarray(frames.action), starts[1:])
+    numbers = [int.from_bytes(hashlib.sha256(part.tobytes()).digest()[:8]) / 2**64 for part in parts]
+    return [int(frames.episode[start]) for start, number in zip(starts, numbers, strict=True) if number < share]
+
+
+def facts_of(frames: Frames) -> list[EvaluatedEpisode]:
+    """What is known of recorded episodes; no simulator tells where one went wrong."""
+    lasts = np.flatnonzero(np.append(frames.step[1:] == 0, True))
+    return [
+        EvaluatedEpisode(
+            seed=int(frames.seed[last]),
+            steps=int(frames.step[last]) + 1,
+            success=bool(frames.success[last]),
+            failure_step=None,
+            disturbed_at=None,
+        )
+        for last in lasts
+    ]
+
+
 def fresh_inputs(
-    root: Path, bundle: PolicyBundle, tower: Tower, cache: Cache, window: WindowConfig, scale: float
+    store: Experience, bundle: PolicyBundle, tower: Tower, cache: Cache, window: WindowConfig, scale: float
 ) -> EvaluationInputs:
-    """A store of fresh episodes as policy evaluation reads it. `scale` is the run's, not that of the store."""
-    store = ExperienceStore.read(root)
+    """Fresh episodes as policy evaluation reads them. `scale` is the run's, not theirs."""
     frames = store.columns()
     windows = make_windows(frames, window, scale, any_length=True)
     return EvaluationInputs(store=store, frames=frames, windows=windows, bundle=bundle, tower=tower, cache=cache)
@@ -125,7 +152,7 @@ def trust_stage(
         **_prefixed("start", Calibration.of(value[begins], realised[begins])),
         "spread_error_correlation": spearman(evaluation.q.std(1)[known], error[known]),
         **credit_numbers(value, fresh.frames, facts),
-        **takeover_numbers(table["value"].to_numpy(), learnt.frames, version=int(fresh.frames.policy_version[0])),
+        **takeover_numbers(table["value"].to_numpy(), learnt.frames, version=int(fresh.frames.policy_version.max())),
         **support_numbers(evaluation, data, fresh.frames, learnt),
         "effective_share": effective_share(table["weight"].to_numpy()) if weighted else math.nan,
     }

@@ -10,6 +10,8 @@ from aloe.policies.family import Batch
 from aloe.policies.tiny_vla.configuration_tiny_vla import LANGUAGE_DIM
 from aloe.policies.tiny_vla.modeling_tiny_vla import LANGUAGE_EMBEDDING, TinyVLAPolicy
 
+RESIZES = False
+
 
 def noise_dim(policy: TinyVLAPolicy) -> int:
     return policy.action_dim

@@ -1,0 +1,62 @@
+"""What a run does differently that has neither robot nor simulator: recorded experience in, a better policy out.
+
+What the roots hold when a round begins is what it learns from. The next round may learn from more: the rollouts of the
+policy that came of this one, for example.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from aloe import stages
+from aloe.config import RunConfig
+from aloe.experience.mixture import with_roots
+from aloe.experience.schema import Experience, digest_of
+from aloe.experience.windows import Windows, return_scale
+from aloe.policies.flow import PolicyBundle
+from aloe.run import RunFolder
+from aloe.summary import counts
+
+
+def experience(config: RunConfig, policy: Path) -> Experience:
+    """The roots of a run, with the cameras that the policy sees; with all where there is no policy yet.
+
+    Raises:
+        ValueError: there are none, they do not go together, or not with the policy.
+    """
+    if not config.experience:
+        raise ValueError("offline there is only recorded experience to learn from; name it: --experience.NAME.root DIR")
+    roots = with_roots(None, config.experience, config.rename)
+    source = policy if policy.exists() else config.policy.path
+    return roots if source is None else stages.seen_by(PolicyBundle.load(source), roots)
+
+
+def look(run: RunFolder, index: int, experience: Experience) -> None:
+    """Write down what a round learns from; and where the round is begun already, see that it is still the same.
+
+    Raises:
+        ValueError: it is not.
+    """
+    frames = experience.columns()
+    digest = digest_of(frames)
+    if (begun := run.done(index, "experience")) is not None:
+        if begun["digest"] != digest:
+            raise ValueError(
+                f"round {index} was begun with {begun['episodes']} episodes, now the roots hold {len(experience.lengths)}, "
+                f"or other labels; give the same experience to finish it, or delete {run.round(index)} to begin it anew"
+            )
+        return
+    with run.stage(index, "experience") as result:
+        result |= {
+            "episodes": len(experience.lengths),
+            "counts": counts(frames, np.ones(len(frames), bool)),
+            "digest": digest,
+            **({} if index else {"return_scale": return_scale(frames)}),
+        }
+
+
+def without(inputs: stages.EvaluationInputs, held_out: list[int]) -> Windows:
+    """The windows of which critics are trained on none that begins in a held-out episode."""
+    windows = inputs.windows
+    return dataclasses.replace(windows, has_target=windows.has_target & ~np.isin(inputs.frames.episode, held_out))

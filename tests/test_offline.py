@@ -1,0 +1,261 @@
+"""`aloe run` with neither robot nor simulator: a checkpoint and recorded experience in, a better checkpoint out."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lerobot.policies.factory import get_policy_class
+
+from aloe import cli, stages
+from aloe.config import PRESETS
+from aloe.experience.mixture import RootConfig, with_roots
+from aloe.experience.schema import Frames
+from aloe.experience.store import ExperienceStore
+from aloe.experience.view import View, only_cameras
+from aloe.types import NO_POLICY, Episode, Source
+
+CAMERAS = {"top": (32, 32), "wrist": (32, 32)}
+SMALL = [
+    *("--policy.vision-width", 8, "--policy.keypoints", 4, "--policy.width", 16, "--policy.depth", 1),
+    *("--policy.execute", 2, "--window.horizon", 3, "--steps", 2, "--batch-size", 4),
+]
+BRIEF = [
+    *("--window.horizon", 3, "--critic.critics", 2, "--critic.width", 16, "--critic.layers", 1, "--critic.heads", 2),
+    *("--fit.steps", 4, "--fit.batch-size", 4, "--fit.target-samples", 2, "--aloe.samples", 2),
+    *("--improve.steps", 4, "--improve.batch-size", 4, "--trust.held-out", 0.4),
+]
+
+
+def aloe(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["aloe", *map(str, arguments)])
+        cli.main()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        aloe(*arguments)
+    assert ended.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def episode(seed: int, source: Source, success: bool, cameras: dict[str, tuple[int, int]] = CAMERAS) -> Episode:
+    steps = 6 + seed % 3
+    rng, last = np.random.default_rng(seed), np.arange(steps) == steps - 1
+    return Episode(
+        task="press the button",
+        seed=seed,
+        images={c: rng.integers(0, 255, (steps, h, w, 3), np.uint8) for c, (h, w) in cameras.items()},
+        state=rng.standard_normal((steps, 4)).astype(np.float32),
+        action=rng.uniform(-1, 1, (steps, 3)).astype(np.float32),
+        proposed_action=np.full((steps, 3), np.nan, np.float32),
+        source=np.full(steps, source),
+        policy_version=np.full(steps, NO_POLICY if source == Source.DEMO else 0),
+        reward=np.where(last & success, 0, -1).astype(np.float32),
+        terminated=last,
+        truncated=np.zeros(steps, bool),
+        success=last & success,
+    )
+
+
+def record(root: Path, seeds: range, source: Source, cameras: dict[str, tuple[int, int]] = CAMERAS) -> Path:
+    with ExperienceStore.create(root, cameras=cameras, state_dim=4, action_dim=3, fps=10) as store:
+        for seed in seeds:
+            store.append(episode(seed, source, success=source == Source.DEMO or seed % 2 == 0, cameras=cameras))
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """demos, rollouts, and a checkpoint that was cloned from the former."""
+    folder = tmp_path_factory.mktemp("data")
+    record(folder / "demos", range(3), Source.DEMO)
+    record(folder / "rollouts", range(10, 18), Source.POLICY)
+    aloe("sft", "--dataset.root", folder / "demos", "--output-dir", folder / "sft", *SMALL)
+    return folder
+
+
+@pytest.fixture
+def run(data: Path, tmp_path: Path) -> Callable[..., Path]:
+    def start(*more: object, roots: tuple[str, ...] = ("demos", "rollouts")) -> Path:
+        policy = data / "sft/pretrained_model"
+        given = [text for name in roots for text in (f"--experience.{name}.root", data / name)]
+        aloe("run", "--policy.path", policy, *given, "--output-dir", tmp_path / "run", *BRIEF, *more)
+        return tmp_path / "run"
+
+    return start
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_checkpoint_and_recorded_experience_give_a_better_checkpoint_without_any_world(
+    data: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in (data / "demos").rglob("*") if path.is_file()}
+    folder = run()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert [row["success"] for row in summary["rounds"]] == [None, None]
+    assert [row["episodes"] for row in summary["rounds"]] == [11, 11]
+    assert not (folder / "experience").exists()
+    assert {path: path.read_bytes() for path in (data / "demos").rglob("*") if path.is_file()} == before
+    first, second = folder / "rounds/000/pretrained_model", folder / "rounds/001/pretrained_model"
+    assert weights(first) == weights(data / "sft/pretrained_model")
+    assert weights(second) != weights(first)
+    policy = get_policy_class("tiny_vla").from_pretrained(second)
+    assert policy.config.chunk_size == 3
+    assert "last policy" in capsys.readouterr().out
+
+
+def test_critics_are_judged_on_episodes_that_they_were_not_trained_on(
+    data: Path, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[np.ndarray] = []
+    fit = stages.critic_stage
+
+    def watched(data, *rest, **more) -> None:
+        learnt.append(data.windows.has_target)
+        fit(data, *rest, **more)
+
+    monkeypatch.setattr(stages, "critic_stage", watched)
+    folder = run()
+    frames = with_roots(None, {n: RootConfig(root=data / n) for n in ("demos", "rollouts")}).columns()
+    held_out = stages.held_out(frames, 0.4)
+    assert 0 < len(held_out) < 11
+    np.testing.assert_array_equal(learnt[0] & np.isin(frames.episode, held_out), False)
+    assert learnt[0].any()
+    trust = json.loads((folder / "rounds/001/trust.json").read_text())
+    assert trust["numbers"]["episodes"] == len(held_out)
+    assert trust["numbers"]["value_rank_correlation"] is not None
+
+
+def test_without_held_out_episodes_it_is_said_that_nobody_judges(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run("--trust.held-out", 0)
+    assert "the critics are not judged" in capsys.readouterr().out
+    assert not (folder / "rounds/001/trust.json").exists()
+
+
+def frames_with(actions: list[float]) -> Frames:
+    """Episodes of one step each."""
+    count = len(actions)
+    numbers, vector = np.arange(count), np.array(actions, np.float32)[:, None]
+    never = np.zeros(count, bool)
+    return Frames(
+        state=vector, action=vector, proposed_action=vector, source=numbers * 0, policy_version=numbers * 0,
+        reward=vector[:, 0], terminated=never, truncated=never, success=never, seed=numbers, episode=numbers,
+        step=numbers * 0, task_index=numbers * 0, tasks=["t"],
+    )  # fmt: skip
+
+
+def test_episode_that_was_held_out_stays_so_when_others_come() -> None:
+    actions = np.random.default_rng(0).uniform(size=2000).tolist()
+    before = stages.held_out(frames_with(actions[:1000]), 0.2)
+    after = stages.held_out(frames_with(actions), 0.2)
+    assert [episode for episode in after if episode < 1000] == before
+    others_first = stages.held_out(frames_with([7, 8, 9, 10, 11, *actions[:1000]]), 0.2)
+    assert [episode - 5 for episode in others_first if episode > 4] == before
+    assert len(after) == pytest.approx(400, abs=4 * (2000 * 0.2 * 0.8) ** 0.5)  # four standard deviations
+
+
+def test_next_round_learns_from_the_rollouts_that_came_since(
+    data: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run()
+    first = weights(folder / "rounds/001/pretrained_model")
+    if not (data / "newer").exists():
+        record(data / "newer", range(20, 24), Source.POLICY)
+    run("--rounds", 2, roots=("demos", "rollouts", "newer"))
+    rounds = json.loads((folder / "summary.json").read_text())["rounds"]
+    assert [row["episodes"] for row in rounds] == [11, 11, 15]
+    assert weights(folder / "rounds/001/pretrained_model") == first
+    (folder / "rounds/002/improve.done.json").unlink()  # as if it had been killed in the middle of the round
+    line = refused(
+        capsys, "run", "--policy.path", data / "sft/pretrained_model", "--experience.demos.root", data / "demos",
+        "--output-dir", folder, *BRIEF, "--rounds", 2,
+    )  # fmt: skip
+    assert "round 2 was begun with 15 episodes, now the roots hold 3" in line
+
+
+def test_run_that_was_stopped_ends_with_the_same_weights(data: Path, run: Callable[..., Path], tmp_path: Path) -> None:
+    whole = weights(run() / "rounds/001/pretrained_model")
+    shutil.move(tmp_path / "run", tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stop(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(stages, "advantage_stage", stop)
+        with pytest.raises(SystemExit):
+            run()
+    assert weights(run() / "rounds/001/pretrained_model") == whole
+
+
+def test_camera_of_another_name_is_renamed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recorded `front` is the policy's `top`; a third camera, which the policy does not see, does no harm."""
+    other = record(tmp_path / "other", range(4), Source.DEMO, {"front": (32, 32), "side": (16, 16), "wrist": (32, 32)})
+    policy = data / "sft/pretrained_model"
+    options = [
+        "run",
+        "--policy.path",
+        policy,
+        "--experience.demos.root",
+        other,
+        "--output-dir",
+        tmp_path / "run",
+        *BRIEF,
+    ]
+    line = refused(capsys, *options)
+    assert "the policy sees camera 'top', but" in line
+    assert "--rename.observation.images.front=observation.images.top" in line
+    assert not (tmp_path / "run").exists()
+    aloe(*options, "--rename.observation.images.front=observation.images.top")
+    assert (tmp_path / "run/rounds/001/pretrained_model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({"observation.images.left": "observation.images.top"}, "no camera 'left' to rename; there are top, wrist"),
+        ({"observation.images.wrist": "observation.images.top"}, "two cameras of .* have one name: top, top"),
+        ({"observation.state": "state"}, "only pictures can be renamed"),
+    ],
+)
+def test_renaming_that_cannot_be_is_refused(data: Path, rename: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_roots(None, {"demos": RootConfig(root=data / "demos")}, rename)
+
+
+def test_renamed_cameras_have_their_own_pictures_and_their_own_place_in_the_cache(data: Path) -> None:
+    """Two cameras that change names: what was decoded under the old ones must not be served."""
+    store = ExperienceStore.read(data / "demos")
+    keys = [f"observation.images.{camera}" for camera in ("top", "wrist")]
+    swapped = with_roots(None, {"demos": RootConfig(root=data / "demos")}, dict(zip(keys, keys[::-1], strict=True)))
+    np.testing.assert_array_equal(swapped.pictures(1)["top"], store.pictures(1)["wrist"])
+    assert swapped.episode_digest(1) != store.episode_digest(1)
+    assert only_cameras(store, ["wrist"]).episode_digest(1) == store.episode_digest(1)
+    assert only_cameras(store, ["wrist"]).cameras == {"wrist": (32, 32)}
+
+
+def test_view_of_some_episodes_is_those_and_no_others(data: Path) -> None:
+    roots = {"demos": RootConfig(root=data / "demos", ratio=0.25), "rollouts": RootConfig(root=data / "rollouts")}
+    whole = with_roots(None, roots)
+    view, frames = View(whole, episodes=[1, 4]), whole.columns()
+    mine, rows = view.columns(), np.isin(frames.episode, [1, 4])
+    np.testing.assert_array_equal(mine.action, frames.action[rows])
+    np.testing.assert_array_equal(mine.episode, np.repeat([0, 1], view.lengths))
+    np.testing.assert_array_equal(view.pictures(1)["top"], whole.pictures(4)["top"])
+    assert view.shares is not None
+    np.testing.assert_array_equal(view.shares.part, np.repeat([0, 1], view.lengths))
+
+
+def test_offline_needs_experience(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "name it: --experience.NAME.root DIR" in refused(capsys, "run", "--preset", "offline")
+    assert PRESETS["offline"].offline
