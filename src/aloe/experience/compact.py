@@ -185,15 +185,16 @@ class _Plan:
         if len(group) == 1:
             os.link(self._root / group[0], target)
             return
-        held = set(group)
-        mine = [row for row in self._rows if self._path("data", row) in held]
+        held: dict[str, list[int]] = {path: [] for path in group}
+        for row in self._rows:
+            if (path := self._path("data", row)) in held:
+                held[path].append(row["episode_index"])
         with pq.ParquetWriter(target, pq.read_schema(self._root / group[0])) as writer:
             for path in group:
                 table = read_table(self._root / path)
-                for row in mine:  # one row group an episode, as LeRobot's own tools do it
-                    if self._path("data", row) == path:
-                        steps = steps_of(table, row["episode_index"])
-                        writer.write_table(steps, row_group_size=len(steps))
+                for episode in held[path]:  # one row group an episode, as LeRobot's own tools do it
+                    steps = steps_of(table, episode)
+                    writer.write_table(steps, row_group_size=len(steps))
 
     def _write_video(self, group: list[str], target: Path) -> dict[str, float]:
         """Returns by how many seconds the pictures of each file now come later."""
@@ -292,12 +293,12 @@ def _episodes(root: Path) -> Iterator[tuple[str, dict[str, pa.Array]]]:
     """What is to stay the same of each episode: its row but for places, and its columns."""
     info = load_info(root)
     rows, _ = read_rows(root, info)
-    last, table, full = ("", ""), pa.table({}), {}
+    data, table, index, full = "", pa.table({}), "", {}
     for row in rows:
-        if (here := (place(info.data_path, row, "data"), home(row))) != last:
-            table = read_table(root / here[0])
-            full = {found["episode_index"]: found for found in read_full(root / here[1])}
-            last = here
+        if (here := place(info.data_path, row, "data")) != data:
+            data, table = here, read_table(root / here)
+        if (here := home(row)) != index:
+            index, full = here, {found["episode_index"]: found for found in read_full(root / here)}
         said = {key: value for key, value in full[row["episode_index"]].items() if not key.endswith(_PLACES)}
         mine = steps_of(table, row["episode_index"])
         yield json.dumps(said, sort_keys=True), {name: _bits(mine[name].combine_chunks()) for name in mine.column_names}

@@ -1,7 +1,12 @@
 """Parquet files are read in the calling thread: Arrow's own threads were seen to wait for ever beside a video encoder's."""
 
-from functools import partial
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-read_table = partial(pq.read_table, use_threads=False)
+
+def read_table(path: Path, **options: Any) -> pa.Table:
+    """`pyarrow.parquet.read_table`, and in one piece: to look up an episode in thousands of row groups takes long."""
+    return pq.read_table(path, use_threads=False, **options).combine_chunks()
