@@ -29,7 +29,7 @@ from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.options import parse, take_preset
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, default_execute
-from aloe.policies.train import ActorConfig
+from aloe.policies.recipe import ActorConfig
 from aloe.rank import Rank
 from aloe.report.text import draw_curve, read_summary, summary_table
 from aloe.rollout.human import HumanConfig
@@ -248,7 +248,6 @@ class Improve(ActorConfig):
     output_dir: Path
     """Gets `pretrained_model/` and `optimizer.safetensors`."""
     steps: int = 500
-    learning_rate: float = 5e-4
     optimizer: Path | None = None
     """`optimizer.safetensors` of an earlier phase to go on from."""
     seed: int = 0
@@ -275,6 +274,7 @@ class Improve(ActorConfig):
                 self,
                 (self.seed, "improve"),
                 self.output_dir,
+                improving=True,
                 optimizer_file=self.optimizer,
                 log=log,
                 label="improve",

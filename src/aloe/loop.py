@@ -249,6 +249,7 @@ class Circle:
             config.improve,
             (config.seed, "improve", index),
             out,
+            improving=True,
             optimizer_file=moments if moments.exists() else None,
             log=log,
             label="improve",

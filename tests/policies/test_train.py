@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from aloe.policies.flow import flow_residual
-from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, actor_loss, sample_all_chunks, train_actor
+from aloe.policies.recipe import ActorConfig
+from aloe.policies.train import ActorRows, PolicyRows, actor_loss, sample_all_chunks, train_actor
 from aloe.training import generator_for
 
 FRAMES = 10
@@ -103,13 +104,14 @@ def test_weights_count_by_their_ratio_within_the_batch(make):
 
 def test_a_frozen_tower_stays_as_it_was_to_the_bit(make):
     before = weights_of(make())
-    frozen = trained(make, config=ActorConfig(steps=3, batch_size=4, train_vision=False))
+    frozen = trained(make, config=ActorConfig(steps=3, batch_size=4, train="expert"))
     tower = [name for name in before if name.startswith("vision_tower")]
     assert tower
     assert [name for name in tower if frozen[name] != before[name]] == []
     assert frozen["flow_head.enter.weight"] != before["flow_head.enter.weight"]
     unfrozen = trained(make)
     assert [name for name in tower if unfrozen[name] == before[name]] == []
+    assert unfrozen == trained(make, config=ActorConfig(steps=3, batch_size=4, train="all"))
 
 
 def test_training_is_a_function_of_its_key(make):

@@ -22,7 +22,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 
-from aloe.policies.family import Batch
+from aloe.policies.family import Batch, Part
 
 Vla = SmolVLAPolicy | PI0Policy | PI05Policy
 
@@ -154,6 +154,33 @@ def vision_tower(policy: Vla) -> nn.ModuleList:
         return nn.ModuleList([inner.vision_model, inner.connector])
     inner = _encoder(policy).paligemma.model
     return nn.ModuleList([inner.vision_tower, inner.multi_modal_projector])
+
+
+def choose_trained(policy: Vla, part: Part) -> None:
+    """`preset` is what LeRobot froze when it made the policy. The expert has the projections of action, state, time."""
+    model, encoder = _model(policy), _encoder(policy)
+    flags = policy.config.freeze_vision_encoder, policy.config.train_expert_only
+    # The flags also decide what stays in evaluation mode; `policy.config` is saved, and stays as it is.
+    encoder.freeze_vision_encoder, encoder.train_expert_only = flags if part == "preset" else (part == "expert",) * 2
+    policy.requires_grad_(True)
+    if isinstance(policy, SmolVLAPolicy):
+        if part == "preset":
+            encoder.set_requires_grad()
+            model.set_requires_grad()
+        elif part == "expert":
+            encoder.vlm.requires_grad_(False)
+        heads = [encoder.vlm.lm_head]
+    else:
+        encoder._set_requires_grad()
+        heads = [encoder.paligemma.lm_head, encoder.gemma_expert.lm_head]
+    for head in heads:  # which predict words: no action depends on them
+        if head.weight is not _token_embedding(policy).weight:
+            head.requires_grad_(False)
+
+
+def improvement_rate(policy: Vla) -> float:
+    """The policy's own preset."""
+    return policy.config.get_optimizer_preset().lr
 
 
 def _model(policy: Vla) -> Any:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from aloe.losses import weighted_flow_matching_loss
@@ -21,34 +21,10 @@ from aloe.policies.flow import (
     noise_shape,
     sample_chunks,
     sample_time,
-    vision_tower,
 )
-from aloe.training import BatchDraw, Log, Shares, cosine_rate, generator_for, load_state, save_state, set_rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActorConfig:
-    """How a policy is trained on weighted windows. (Paper: rates, steps and batch size of the actor not disclosed.)"""
-
-    steps: int = 1000
-    """Gradient steps."""
-    batch_size: int = 64
-    """Windows in a batch."""
-    learning_rate: float = 1e-3
-    """Peak of a cosine schedule."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
-    train_vision: bool = True
-    """Train the vision tower, too (paper: end to end). The critic keeps the tower of the cloned policy."""
-    save_every: int = 500
-    """Steps between checkpoints within the phase."""
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.save_every) < 1:
-            raise ValueError("steps, batch_size and save_every must be at least 1")
+from aloe.policies.recipe import ActorConfig, recipe
+from aloe.policies.trainable import trainable
+from aloe.training import BatchDraw, Log, Shares, generator_for, load_state, save_state, set_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +101,17 @@ def train_actor(
     config: ActorConfig,
     key: tuple[int | str, ...],
     *,
+    improving: bool = False,
     optimizer_file: Path | None = None,
     checkpoint: Path | None = None,
     log: Log | None = None,
     label: str = "actor",
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | None:
     """Trains the policy in place: L = E[w * (v_theta - (noise - action))^2], w divided by its mean over the batch.
 
     `key` names the phase: all chance is a function of it and of the step. Where `checkpoint` exists, training goes on
-    from there; `optimizer_file` holds the moments of an earlier phase, from which the optimizer goes on.
+    from there; `optimizer_file` holds the moments of an earlier phase, from which the optimizer goes on. Returns the
+    optimizer, if a later phase can go on from it: LoRA adapters are gone with the phase, and so are their moments.
 
     Raises:
         ValueError: no windows to learn from, or windows of another length than the policy's chunks.
@@ -146,32 +124,35 @@ def train_actor(
             f"windows have {actor.frames.shape[1]} actions, the policy predicts {chunk_shape(policy)[0]}; "
             "set the horizon to the policy's chunk size"
         )
-    vision_tower(policy).requires_grad_(config.train_vision)
-    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=config.weight_decay, fused=True)
-    modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
-    first = 0
-    if checkpoint is not None and checkpoint.exists():
-        first = load_state(checkpoint, modules, optimizers)
-    elif optimizer_file is not None:
-        load_state(optimizer_file, {}, optimizers)
-    policy.train()
-    draw = BatchDraw(actor.rows, data.shares)
-    for step in tqdm(range(first, config.steps), desc=label, unit="step", initial=first, total=config.steps, delay=2):
-        generator = generator_for(*key, step)
-        rows = draw(config.batch_size, generator)
-        loss = actor_loss(bundle, data, actor, rows, generator)
-        rate = cosine_rate(step, config.steps, config.learning_rate, config.warmup)
-        set_rate(optimizer, rate)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip_norm)
-        optimizer.step()
-        if log is not None and (step % 20 == 0 or step == config.steps - 1):
-            log(step, {"loss": loss.item(), "gradient_norm": norm.item(), "rate": rate})
-        if checkpoint is not None and (step + 1) % config.save_every == 0:
-            save_state(checkpoint, modules, optimizers, step + 1)
-    policy.eval()
-    return optimizer
+    if optimizer_file is not None and config.train == "lora":
+        raise ValueError("LoRA adapters begin anew in every phase and take no earlier optimizer; leave it out")
+    numbers = recipe(policy, config, improving=improving)
+    with trainable(policy, config.train, config.lora_rank, key):
+        optimizer = numbers.optimizer(policy)
+        # What is frozen need not be kept; of three billion weights, LoRA trains a few millions.
+        modules = {"policy": nn.ParameterList(p for p in policy.parameters() if p.requires_grad)}
+        optimizers, first = {"optimizer": optimizer}, 0
+        if checkpoint is not None and checkpoint.exists():
+            first = load_state(checkpoint, modules, optimizers)
+        elif optimizer_file is not None:
+            load_state(optimizer_file, {}, optimizers)
+        draw = BatchDraw(actor.rows, data.shares)
+        steps = range(first, config.steps)
+        for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):
+            generator = generator_for(*key, step)
+            rows = draw(config.batch_size, generator)
+            loss = actor_loss(bundle, data, actor, rows, generator)
+            rate = numbers.rate(step)
+            set_rate(optimizer, rate)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(policy.parameters(), numbers.clip_norm)
+            optimizer.step()
+            if log is not None and (step % 20 == 0 or step == config.steps - 1):
+                log(step, {"loss": loss.item(), "gradient_norm": norm.item(), "rate": rate})
+            if checkpoint is not None and (step + 1) % config.save_every == 0:
+                save_state(checkpoint, modules, optimizers, step + 1)
+    return None if config.train == "lora" else optimizer
 
 
 def actor_loss(

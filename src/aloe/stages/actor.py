@@ -22,8 +22,9 @@ from aloe.policies.flow import (
     check_fits,
     chunk_shape,
 )
+from aloe.policies.recipe import ActorConfig
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
-from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
+from aloe.policies.train import ActorRows, PolicyRows, train_actor
 from aloe.training import Log, generator_for, save_state, state_step
 from aloe.types import Source
 
@@ -143,11 +144,13 @@ def train_policy(
     key: tuple[int | str, ...],
     out: Path,
     *,
+    improving: bool = False,
     optimizer_file: Path | None = None,
     log: Log | None = None,
     label: str,
 ) -> None:
-    """Trains the policy on weighted windows and writes `pretrained_model/` and `optimizer.safetensors` into `out`."""
+    """Trains the policy on weighted windows and writes `pretrained_model/` and, but for LoRA, `optimizer.safetensors` into
+    `out`. improving: the policy has been trained before."""
     pictures = FrameCache(cache, store)
     pictures.update()
     checkpoint = out / f"{label}.checkpoint.safetensors"
@@ -157,12 +160,14 @@ def train_policy(
         actor,
         config,
         key,
+        improving=improving,
         optimizer_file=optimizer_file,
         checkpoint=checkpoint,
         log=log,
         label=label,
     )
-    save_state(out / "optimizer.safetensors", {}, {"optimizer": optimizer}, config.steps)
+    if optimizer is not None:
+        save_state(out / "optimizer.safetensors", {}, {"optimizer": optimizer}, config.steps)
     bundle.save_atomically(out / "pretrained_model")
     checkpoint.unlink(missing_ok=True)
 
