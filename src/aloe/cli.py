@@ -36,6 +36,7 @@ from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorkerError, WorldPool
 from aloe.run import RunFolder, write_json
 from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
+from aloe.training import Device
 from aloe.value.critic import CriticConfig
 from aloe.value.fit import FitConfig
 from aloe.worlds.metaworld import MetaWorldConfig
@@ -99,6 +100,8 @@ class Sft(ActorConfig):
     """Gets `pretrained_model/` and `optimizer.safetensors`."""
     steps: int = 1500
     seed: int = 0
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -113,7 +116,7 @@ class Sft(ActorConfig):
         if self.policy.path is None:
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
         else:
-            bundle = PolicyBundle.load(self.policy.path)
+            bundle = PolicyBundle.load(self.policy.path, self.device)
             stages.check_fits_store(bundle, store, self.window.horizon)
         run = RunFolder.open(self.output_dir, self)
         log = run.logger(0, "sft", stages.checkpoint_step(self.output_dir / "sft.checkpoint.safetensors"))
@@ -186,6 +189,8 @@ class Critic(FitConfig):
     scale: float | None = None
     """C, the steps that count as reward -1; by default the mean successful demonstration of the store."""
     seed: int = 0
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -196,7 +201,8 @@ class Critic(FitConfig):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
         store = self.dataset.with_roots(self.experience)
-        bundle, seen_through = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
+        bundle = PolicyBundle.load(self.policy.path, self.device)
+        seen_through = PolicyBundle.load(self.tower or self.policy.path, self.device)
         for policy in (bundle, seen_through):
             stages.check_fits_store(policy, store)
         tower = Tower(bundle=seen_through, image_tokens=self.critic.image_tokens)
@@ -210,7 +216,7 @@ class Critic(FitConfig):
                 stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples)
         data = stages.critic_data(inputs, samples)
         shape = stages.observation_shape(tower, self.window.horizon)
-        state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"))
+        state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"), tower.device)
         if run.done(0, "critic"):
             state.load(self.output_dir / "critic.safetensors")
         else:
@@ -251,6 +257,8 @@ class Improve(ActorConfig):
     optimizer: Path | None = None
     """`optimizer.safetensors` of an earlier phase to go on from."""
     seed: int = 0
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
@@ -258,7 +266,7 @@ class Improve(ActorConfig):
         if _finished(self.output_dir, self, "improve"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        store, bundle = self.dataset.with_roots(self.experience), PolicyBundle.load(self.policy.path)
+        store, bundle = self.dataset.with_roots(self.experience), PolicyBundle.load(self.policy.path, self.device)
         stages.check_fits_store(bundle, store, self.window.horizon)
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
@@ -367,6 +375,8 @@ class Run(RunConfig):
     """Run folder; by default runs/<preset>-<seed>, with task and method where they are not the preset's."""
     resume: bool = True
     """Go on with a run that is already there; with --no-resume that is an error."""
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
 
 
 def run_command(arguments: list[str]) -> None:
@@ -375,7 +385,13 @@ def run_command(arguments: list[str]) -> None:
     options = parse(Run, "run", arguments, default=Run(**vars(PRESETS[preset])))
     config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
     output_dir = options.output_dir or _default_folder(preset, config)
-    run = run_circle(config, output_dir, resume=options.resume, say=lambda line: console.print(f"[bold]{line}"))
+    run = run_circle(
+        config,
+        output_dir,
+        resume=options.resume,
+        say=lambda line: console.print(f"[bold]{line}"),
+        device=options.device,
+    )
     console.print(summary_table(read_summary(run.root)))
     draw_curve([read_summary(run.root)], run.root / "curve.png")
     console.print(f"learning curve  {run.root / 'curve.png'}")

@@ -28,7 +28,7 @@ from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, new_folder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.summary import summary
-from aloe.training import Log
+from aloe.training import Device, Log
 from aloe.types import Episode, Source
 from aloe.value.evaluate import Evaluation
 from aloe.value.fit import CriticState
@@ -50,6 +50,8 @@ class Circle:
     """What it learns from: the store, and other roots."""
     pool: WorldPool
     say: Say
+    device: Device = "cpu"
+    """Where policies and critics compute."""
 
     def turn(self) -> None:
         """Plays all rounds."""
@@ -78,7 +80,7 @@ class Circle:
 
     def play_round(self, index: int) -> None:
         """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages."""
-        run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
+        run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1), self.device)
         self.collect(index)
         if not run.done(index, "advantages"):
             match self.config.method:
@@ -308,7 +310,7 @@ class Circle:
 
     def _player(self, version: int, choosing: bool) -> ChunkPolicy:
         """A policy version as it acts, under the condition that belongs to the method; choosing: by the critics' choice."""
-        config, bundle = self.config, PolicyBundle.load(self.run.policy(version))
+        config, bundle = self.config, PolicyBundle.load(self.run.policy(version), self.device)
         if version and config.method == "recap":
             return PolicyPlayer(bundle=bundle, condition=recap.POSITIVE, guidance=config.recap.guidance)
         if version and choosing and config.best_of > 1:
@@ -333,12 +335,13 @@ class Circle:
     @property
     def _tower(self) -> Tower:
         """The first policy's, for all rounds."""
-        return Tower(bundle=PolicyBundle.load(self.run.policy(0)), image_tokens=self.config.critic.image_tokens)
+        bundle = PolicyBundle.load(self.run.policy(0), self.device)
+        return Tower(bundle=bundle, image_tokens=self.config.critic.image_tokens)
 
     def _new_critic(self, tower: Tower) -> CriticState:
         config = self.config
         shape = stages.observation_shape(tower, config.window.horizon)
-        return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"))
+        return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"), tower.device)
 
     @property
     def _cache(self) -> Cache:
@@ -369,16 +372,22 @@ def _forget(episode: Episode) -> None:
 
 @contextmanager
 def open_circle(
-    config: RunConfig, run: RunFolder, say: Say = print, world: MetaWorldConfig | None = None
+    config: RunConfig,
+    run: RunFolder,
+    say: Say = print,
+    world: MetaWorldConfig | None = None,
+    device: Device = "cpu",
 ) -> Iterator[Circle]:
     """A circle with its worlds running and its folder locked; it plays in `world` if another is given than the run's."""
     with run.locked(), WorldPool(world or config.world, config.workers) as pool:
         store = stages.open_store(run.experience, config.world)
         experience = with_roots(store, config.experience)
-        yield Circle(run=run, config=config, store=store, experience=experience, pool=pool, say=say)
+        yield Circle(run=run, config=config, store=store, experience=experience, pool=pool, say=say, device=device)
 
 
-def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print) -> RunFolder:
+def run_circle(
+    config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print, device: Device = "cpu"
+) -> RunFolder:
     """`aloe run`: makes or goes on with the run in `output_dir`.
 
     Raises:
@@ -394,6 +403,6 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
                 f"{config.policy.path} predicts chunks of {horizon} actions; give --window.horizon {horizon}"
             )
     run = RunFolder.open(output_dir, config, resume)
-    with open_circle(config, run, say) as circle:
+    with open_circle(config, run, say, device=device) as circle:
         circle.turn()
     return run

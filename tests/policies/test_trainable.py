@@ -15,7 +15,7 @@ import vlas
 
 from aloe.policies.flow import PolicyBundle, sample_chunks
 from aloe.policies.recipe import ActorConfig, recipe
-from aloe.policies.train import ActorRows, PolicyRows, train_actor
+from aloe.policies.train import ActorRows, PolicyRows, actor_losses, train_actor
 from aloe.policies.trainable import trainable
 
 CAMERAS = {"top": (48, 64)}
@@ -60,7 +60,7 @@ def chunks(bundle: PolicyBundle) -> torch.Tensor:
 
 
 def trained_names(bundle: PolicyBundle, train: str) -> set[str]:
-    with trainable(bundle.policy, train, 4, (0,)) as policy:
+    with trainable(bundle.policy, ActorConfig(train=train, lora_rank=4), (0,)) as policy:
         return {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
@@ -84,7 +84,7 @@ def test_each_choice_trains_what_it_says(bundle: PolicyBundle) -> None:
 def test_what_is_frozen_stays_in_evaluation_mode(bundle: PolicyBundle) -> None:
     tower = next(module for name, module in bundle.policy.named_modules() if name.endswith(TOWER[bundle.policy.name]))
     for train, trains in (("expert", False), ("all", True), ("lora", False)):
-        with trainable(bundle.policy, train, 4, (0,)) as policy:
+        with trainable(bundle.policy, ActorConfig(train=train, lora_rank=4), (0,)) as policy:
             assert policy.training
             assert tower.training == trains
         assert not bundle.policy.training
@@ -108,7 +108,7 @@ def test_merged_adapters_are_the_same_policy_in_plain_weights(
     bundle: PolicyBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names, before = set(bundle.policy.state_dict()), chunks(bundle)
-    with trainable(bundle.policy, "lora", 4, (0,)) as policy:
+    with trainable(bundle.policy, ActorConfig(train="lora", lora_rank=4), (0,)) as policy:
         torch.testing.assert_close(chunks(bundle), before)  # new adapters add nothing
         with torch.no_grad():
             for name, parameter in policy.named_parameters():
@@ -183,3 +183,73 @@ def test_tiny_vla_is_improved_at_half_its_rate(make) -> None:
     assert cloning.rate(0) == pytest.approx(1e-3 / 50)
     assert cloning.rate(500) == pytest.approx(1e-3 * (0.05 + 0.95 / 2))
     assert improving.rate(500) == pytest.approx(5e-4 * (0.05 + 0.95 / 2))
+
+
+def gradients(bundle: PolicyBundle, **options) -> tuple[float, dict[str, torch.Tensor]]:
+    """Of one batch of seven windows, some of them padded; the loss, too."""
+    data, actor = problem(bundle)
+    config = ActorConfig(batch_size=7, train="all", **options)
+    with trainable(bundle.policy, config, (0,)) as policy:
+        policy.zero_grad()
+        total = 0.0
+        for loss in actor_losses(bundle, data, actor, np.arange(2, 9), config, torch.Generator().manual_seed(0)):
+            loss.backward()
+            total += loss.item()
+        return total, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], rtol: float) -> None:
+    """By the largest entry of each gradient; one of a key's bias is 0 but for rounding, as softmax does not see it."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() <= rtol * value.abs().max() + 1e-7, name
+
+
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(bundle: PolicyBundle) -> None:
+    whole, expected = gradients(bundle)
+    # Windows at frames 2 to 8 of nine, in parts of 3, 2 and 2: with 17, 7 and 3 valid actions no two of them count alike.
+    total, found = gradients(bundle, accumulate=3)
+    assert total == pytest.approx(whole, rel=1e-5)
+    assert_close(found, expected, 1e-3)
+
+
+def test_autocast_computes_in_bfloat16_and_keeps_the_weights(bundle: PolicyBundle) -> None:
+    whole, expected = gradients(bundle)
+    total, found = gradients(bundle, dtype="bfloat16")
+    assert total != whole  # bfloat16 has 8 bits: 0.4 % a number
+    assert total == pytest.approx(whole, rel=0.02)
+    flat, of_bfloat16 = (torch.cat([g[name].flatten() for name in expected]) for g in (expected, found))
+    assert torch.cosine_similarity(flat, of_bfloat16, 0) > 0.98
+    assert {value.dtype for value in (*bundle.policy.parameters(), *found.values())} == {torch.float32}
+
+
+def test_checkpointing_computes_again_and_gives_the_same_gradients(bundle: PolicyBundle) -> None:
+    calls: dict[str, int] = {}
+    for name, module in bundle.policy.named_modules():
+        if name.endswith("layers.0.mlp"):  # of the tower, the language model and the expert
+            first = module.fc1 if "vision" in name else module.up_proj
+            first.register_forward_hook(lambda *_, name=name: calls.update({name: calls.get(name, 0) + 1}))
+    _, expected = gradients(bundle)
+    assert set(calls.values()) == {1}
+    assert len(calls) == 3
+    calls.clear()
+    _, found = gradients(bundle, checkpointing=True)
+    assert min(calls.values()) == 2  # forward, and again for the backward pass
+    assert len(calls) == 3
+    assert_close(found, expected, 1e-5)
+    calls.clear()
+    gradients(bundle)
+    assert set(calls.values()) == {1}  # and off again
+
+
+def test_tiny_vla_has_no_checkpointing(make) -> None:
+    with (
+        pytest.raises(ValueError, match=r"tiny_vla has no activation checkpointing.*leave --checkpointing out"),
+        trainable(make().policy, ActorConfig(checkpointing=True), (0,)),
+    ):
+        pass
+
+
+def test_a_batch_has_no_more_parts_than_windows() -> None:
+    with pytest.raises(ValueError, match="a batch of 4 windows has no 5 parts"):
+        ActorConfig(batch_size=4, accumulate=5)

@@ -74,6 +74,10 @@ class Family(Protocol):
         """Sets `requires_grad` of every parameter, and which modules stay in evaluation mode while the policy trains."""
         ...
 
+    def checkpoint_activations(self, policy: Any, on: bool) -> None:
+        """Whether the backward pass computes activations again instead of keeping them; off is what its config says."""
+        ...
+
     def improvement_rate(self, policy: Any) -> float:
         """Peak learning rate where a policy is trained further and the user names none."""
         ...

@@ -23,6 +23,12 @@ class ActorConfig:
     """Gradient steps."""
     batch_size: int = 64
     """Windows in a batch."""
+    accumulate: int = 1
+    """Parts that a batch goes through the policy in; the gradient is that of the whole batch, the memory that of a part."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What is computed in (autocast; weights and optimizer keep theirs). On a GPU bfloat16 is faster, on a CPU slower."""
+    checkpointing: bool = False
+    """Activation checkpointing: keep less for the backward pass and compute it again. Saves memory, costs a third."""
     train: Train = "preset"
     """Which parameters train: those that the policy's own config names (all of tiny_vla), the action expert with its
     projections, all (paper: end to end), or LoRA adapters where LeRobot puts them, which are merged into the weights at
@@ -43,8 +49,10 @@ class ActorConfig:
     """Steps between checkpoints within the phase."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.lora_rank, self.save_every) < 1:
-            raise ValueError("steps, batch_size, lora_rank and save_every must be at least 1")
+        if min(self.steps, self.batch_size, self.accumulate, self.lora_rank, self.save_every) < 1:
+            raise ValueError("steps, batch_size, accumulate, lora_rank and save_every must be at least 1")
+        if self.accumulate > self.batch_size:
+            raise ValueError(f"a batch of {self.batch_size} windows has no {self.accumulate} parts; lower accumulate")
 
 
 TINY_WARMUP = 50

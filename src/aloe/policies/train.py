@@ -1,6 +1,6 @@
 """The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from aloe.losses import weighted_flow_matching_loss
 from aloe.policies.flow import (
     PolicyBundle,
     chunk_shape,
+    device_of,
     flow_residual,
     image_batch,
     noise_shape,
@@ -127,7 +128,7 @@ def train_actor(
     if optimizer_file is not None and config.train == "lora":
         raise ValueError("LoRA adapters begin anew in every phase and take no earlier optimizer; leave it out")
     numbers = recipe(policy, config, improving=improving)
-    with trainable(policy, config.train, config.lora_rank, key):
+    with trainable(policy, config, key):
         optimizer = numbers.optimizer(policy)
         # What is frozen need not be kept; of three billion weights, LoRA trains a few millions.
         modules = {"policy": nn.ParameterList(p for p in policy.parameters() if p.requires_grad)}
@@ -141,11 +142,13 @@ def train_actor(
         for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):
             generator = generator_for(*key, step)
             rows = draw(config.batch_size, generator)
-            loss = actor_loss(bundle, data, actor, rows, generator)
             rate = numbers.rate(step)
             set_rate(optimizer, rate)
             optimizer.zero_grad()
-            loss.backward()
+            loss = torch.zeros((), device=device_of(policy))
+            for part in actor_losses(bundle, data, actor, rows, config, generator):
+                part.backward()
+                loss += part.detach()
             norm = nn.utils.clip_grad_norm_(policy.parameters(), numbers.clip_norm)
             optimizer.step()
             if log is not None and (step % 20 == 0 or step == config.steps - 1):
@@ -155,25 +158,33 @@ def train_actor(
     return None if config.train == "lora" else optimizer
 
 
-def actor_loss(
+def actor_losses(
     bundle: PolicyBundle,
     data: PolicyRows,
     actor: ActorRows,
     rows: Int64[ndarray, "B"],
+    config: ActorConfig,
     generator: torch.Generator,
-) -> Float[Tensor, ""]:
-    """The weighted flow-matching loss of one batch of windows."""
+) -> Iterator[Float[Tensor, ""]]:
+    """The weighted flow-matching loss of one batch of windows in `config.accumulate` summands, one after the other: the
+    sum of their gradients is that of the whole. Their noise and time are those of the whole."""
+    policy, device = bundle.policy, device_of(bundle.policy)
     action = data.action[torch.from_numpy(actor.frames[rows])]
-    noise = torch.randn(len(action), *noise_shape(bundle.policy), generator=generator)
-    time = sample_time(bundle.policy, len(action), generator)
+    noise = torch.randn(len(action), *noise_shape(policy), generator=generator)
+    time = sample_time(policy, len(action), generator)
     keep = None
     if actor.condition is not None:
         keep = torch.rand(len(action), generator=generator) >= actor.condition_dropout
-    residual = flow_residual(bundle.policy, data.batch(rows, keep) | {ACTION: action}, noise, time, generator)
     weight = torch.from_numpy(actor.weight[rows])
-    return weighted_flow_matching_loss(
-        residual, weight / weight.mean().clamp(min=1e-6), torch.from_numpy(actor.is_pad[rows])
-    )
+    weight = weight / weight.mean().clamp(min=1e-6)
+    is_pad = actor.is_pad[rows]
+    for part in np.array_split(np.arange(len(rows)), config.accumulate):
+        batch = data.batch(rows[part], None if keep is None else keep[part]) | {ACTION: action[part]}
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            residual = flow_residual(policy, batch, noise[part], time[part], generator)
+        padding = torch.from_numpy(is_pad[part]).to(device)
+        loss = weighted_flow_matching_loss(residual.float(), weight[part].to(device), padding)
+        yield loss * float((~is_pad[part]).sum() / (~is_pad).sum())  # each is a mean over the valid steps of its part
 
 
 def sample_all_chunks(

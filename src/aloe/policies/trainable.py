@@ -10,25 +10,25 @@ import torch
 from lerobot.policies.pretrained import PreTrainedPolicy
 
 from aloe.policies.flow import family
-from aloe.policies.recipe import Train
+from aloe.policies.recipe import ActorConfig
 from aloe.training import generator_for
 
 
 @contextmanager
-def trainable(
-    policy: PreTrainedPolicy, train: Train, lora_rank: int, key: tuple[int | str, ...]
-) -> Iterator[PreTrainedPolicy]:
+def trainable(policy: PreTrainedPolicy, config: ActorConfig, key: tuple[int | str, ...]) -> Iterator[PreTrainedPolicy]:
     """While it lasts, the policy is in training mode and the chosen parameters train. Then LoRA adapters are merged into
-    the weights, and everything is frozen or not as the policy's own config says.
+    the weights, and everything is frozen or not, and kept for the backward pass or not, as the policy's own config says.
 
     key: decides the first weights of the adapters.
 
     Raises:
-        ValueError: the policy has no place for adapters.
+        ValueError: the policy has no place for adapters, or no activation checkpointing.
     """
     kind = family(policy)
-    kind.choose_trained(policy, "expert" if train == "lora" else train)
-    adapted = _with_adapters(policy, lora_rank, key) if train == "lora" else None
+    kind.choose_trained(policy, "expert" if config.train == "lora" else config.train)
+    if config.checkpointing:
+        kind.checkpoint_activations(policy, True)
+    adapted = _with_adapters(policy, config.lora_rank, key) if config.train == "lora" else None
     policy.train()
     try:
         yield policy
@@ -36,6 +36,8 @@ def trainable(
         if adapted is not None:
             adapted.merge_and_unload()  # in place: what stays are the policy's own modules
             policy.config.use_peft = False  # LeRobot would look for adapters beside the weights
+        if config.checkpointing:
+            kind.checkpoint_activations(policy, False)
         kind.choose_trained(policy, "preset")
         policy.eval()
 

@@ -37,6 +37,8 @@ from aloe.value.fit import (
     fit_critic,
 )
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationInputs:
@@ -167,14 +169,18 @@ def observation_shape(tower: Tower, horizon: int) -> ObservationShape:
 
 
 def new_critic(
-    shape: ObservationShape, config: CriticConfig, fit: FitConfig, key: tuple[int | str, ...]
+    shape: ObservationShape,
+    config: CriticConfig,
+    fit: FitConfig,
+    key: tuple[int | str, ...],
+    device: torch.device = CPU,
 ) -> CriticState:
     """Fresh critics for these observations and chunks, their weights a function of `key`."""
     with torch.random.fork_rng():
         torch.manual_seed(generator_for(*key).initial_seed())
         critic = ChunkCritic(config, shape)
-        value = ChunkCritic(config, replace(shape, horizon=0)) if fit.bootstrap == "in-sample" else None
-    return CriticState(critic, fit, value)
+        value = ChunkCritic(config, replace(shape, horizon=0)).to(device) if fit.bootstrap == "in-sample" else None
+    return CriticState(critic.to(device), fit, value)
 
 
 def critic_stage(

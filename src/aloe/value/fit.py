@@ -187,7 +187,7 @@ def critic_step(
     observations = data.observations(batch)
     target = td_target(state, data, batch, config, discount)
     q = state.critic(observations, chunk)
-    loss = critic_loss(q, target)
+    loss = critic_loss(q, target.to(q.device))
     descend(state.optimizer, state.critic, loss, rate, config.clip_norm)
     metrics = {
         "loss": loss.detach(),
@@ -245,7 +245,7 @@ def td_target(
                 else:
                     assert state.value is not None, "the in-sample bootstrap needs a state value"
                     value = state.value(observations).mean(-1)
-                next_value[torch.from_numpy(bootstraps)] = value
+                next_value[torch.from_numpy(bootstraps)] = value.cpu()
             return chunk_td_target(
                 torch.from_numpy(windows.reward[batch]),
                 next_value,

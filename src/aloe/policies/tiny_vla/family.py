@@ -76,6 +76,11 @@ def choose_trained(policy: TinyVLAPolicy, part: Part) -> None:
     policy.vision_tower.requires_grad_(part != "expert")
 
 
+def checkpoint_activations(policy: TinyVLAPolicy, on: bool) -> None:
+    """Raises ValueError: there is next to nothing to keep."""
+    raise ValueError("tiny_vla has no activation checkpointing and needs none; leave --checkpointing out")
+
+
 def improvement_rate(policy: TinyVLAPolicy) -> float:
     """Half of what a new one is cloned with: more unlearns in a round what the last one taught."""
     return policy.config.learning_rate / 2
