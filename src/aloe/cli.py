@@ -213,7 +213,7 @@ class Critic(FitConfig):
         samples = self.output_dir / "cache" / "samples.npy"
         if not run.done(0, "sample") or not samples.exists():
             with run.stage(0, "sample"):
-                stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples)
+                stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples, self.sample_batch)
         data = stages.critic_data(inputs, samples)
         shape = stages.observation_shape(tower, self.window.horizon)
         state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"), tower.device)

@@ -151,7 +151,8 @@ class Circle:
         samples = run.cache / "samples" / f"{index:03d}.npy"
         if not run.done(index, "sample") or not samples.exists():
             with run.stage(index, "sample"):
-                stages.sample_stage(inputs, config.samples, (config.seed, "sample", index), samples)
+                key = (config.seed, "sample", index)
+                stages.sample_stage(inputs, config.samples, key, samples, fit.sample_batch)
         data = stages.critic_data(inputs, samples)
         state = self._new_critic(inputs.tower)
         if run.done(index, "critic"):

@@ -6,8 +6,7 @@ import torch
 
 from aloe.policies.flow import flow_residual
 from aloe.policies.recipe import ActorConfig
-from aloe.policies.train import ActorRows, PolicyRows, actor_losses, sample_all_chunks, train_actor
-from aloe.training import generator_for
+from aloe.policies.train import ActorRows, PolicyRows, actor_losses, train_actor
 
 FRAMES = 10
 BRIEF = ActorConfig(steps=3, batch_size=4)
@@ -142,17 +141,3 @@ def test_training_refuses_what_it_cannot_learn_from(make):
         train_actor(bundle, data, windows(rows=[]), BRIEF, (0,))
     with pytest.raises(ValueError, match="windows have 5 actions, the policy predicts 4"):
         train_actor(bundle, data, windows(horizon=5), BRIEF, (0,))
-
-
-def test_chunks_of_all_frames_depend_on_frame_and_key_alone(make):
-    bundle = make()
-    data = problem(bundle)
-    first, again, other = (np.zeros((FRAMES, 2, 4, 3), np.float32) for _ in range(3))
-    sample_all_chunks(bundle, data, FRAMES, 2, (0, "sample"), first, batch_size=4)
-    sample_all_chunks(bundle, data, FRAMES, 2, (0, "sample"), again, batch_size=4)
-    sample_all_chunks(bundle, data, FRAMES, 2, (1, "sample"), other, batch_size=4)
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).all()
-    noise = torch.randn(2, 2, 4, 3, generator=generator_for(0, "sample", 2))  # the third batch: frames 8 and 9
-    single = bundle.policy.predict_action_chunk(data.batch(np.array([8, 9])), noise=noise[:, 1])
-    np.testing.assert_allclose(first[8:, 1], single.numpy(), rtol=1e-5, atol=1e-6)

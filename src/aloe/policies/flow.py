@@ -208,8 +208,13 @@ def vision_tower(policy: PreTrainedPolicy) -> nn.Module:
 
 def tower_key(policy: PreTrainedPolicy) -> str:
     """Hash of the vision tower's weights: the key of everything that is made with it."""
+    return weights_key(vision_tower(policy))
+
+
+def weights_key(module: nn.Module) -> str:
+    """Hash of a module's weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vision_tower(policy).state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -20,7 +20,6 @@ from aloe.policies.flow import (
     flow_residual,
     image_batch,
     noise_shape,
-    sample_chunks,
     sample_time,
 )
 from aloe.policies.recipe import ActorConfig, recipe
@@ -185,21 +184,3 @@ def actor_losses(
         padding = torch.from_numpy(is_pad[part]).to(device)
         loss = weighted_flow_matching_loss(residual.float(), weight[part].to(device), padding)
         yield loss * float((~is_pad[part]).sum() / (~is_pad).sum())  # each is a mean over the valid steps of its part
-
-
-def sample_all_chunks(
-    bundle: PolicyBundle,
-    data: PolicyRows,
-    frames: int,
-    samples: int,
-    key: tuple[int | str, ...],
-    out: Float32[ndarray, "N M H A"],
-    batch_size: int = 256,
-) -> None:
-    """Fills `out` with M chunks of the policy at every frame, normalised; decided by weights, key, batch size, frame."""
-    for start in tqdm(range(0, frames, batch_size), desc="sample chunks", unit="batch", delay=2):
-        rows = np.arange(start, min(start + batch_size, frames))
-        noise = torch.randn(
-            len(rows), samples, *noise_shape(bundle.policy), generator=generator_for(*key, start // batch_size)
-        )
-        out[start : start + len(rows)] = sample_chunks(bundle.policy, data.batch(rows), noise).numpy()

@@ -23,7 +23,8 @@ from aloe.policies.flow import (
     language_dim,
     language_features,
 )
-from aloe.policies.train import ActorRows, sample_all_chunks
+from aloe.policies.sampling import SHARD, sample_all_chunks
+from aloe.policies.train import ActorRows
 from aloe.stages.actor import policy_rows
 from aloe.training import Log, generator_for
 from aloe.types import Source
@@ -67,20 +68,14 @@ class EvaluationInputs:
         return EvaluationInputs(store=store, frames=frames, windows=windows, bundle=bundle, tower=tower, cache=cache)
 
 
-def sample_stage(inputs: EvaluationInputs, samples: int, key: tuple[int | str, ...], out: Path) -> None:
-    """Draws M chunks of the current policy at every frame into `out` (.npy, float32, (N, M, H, A), normalised)."""
+def sample_stage(
+    inputs: EvaluationInputs, samples: int, key: tuple[int | str, ...], out: Path, batch_size: int = SHARD
+) -> None:
+    """Draws M chunks of the current policy at every frame into `out`; goes on with what a stopped attempt has drawn."""
     pictures = FrameCache(inputs.cache, inputs.store)
     pictures.update()
     rows = policy_rows(inputs.bundle, inputs.frames, pictures)
-    shape = (len(inputs.frames), samples, *chunk_shape(inputs.bundle.policy))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-    with partial.open("r+b") as file:  # a disk that fills up under a memory map would kill the process without a word
-        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-    sample_all_chunks(inputs.bundle, rows, len(inputs.frames), samples, key, array)
-    array.flush()
-    os.replace(partial, out)
+    sample_all_chunks(inputs.bundle, rows, len(inputs.frames), samples, key, out, batch_size)
 
 
 def observation_source(inputs: EvaluationInputs) -> ObservationSource:
