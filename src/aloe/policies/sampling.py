@@ -5,6 +5,7 @@ stopped, and several processes could each draw some.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -66,9 +67,10 @@ def sample_all_chunks(
     missing = [shard for shard, path in enumerate(paths) if not path.exists()]
     done = len(paths) - len(missing)
     for shard in tqdm(missing, desc="sample chunks", unit="shard", initial=done, total=len(paths), delay=2):
+        content = io.BytesIO()  # numpy itself says nothing of a full disk
+        np.save(content, sample_shard(bundle, data, shard, frames, samples, key, batch_size, size))
         partial = folder / f"{shard:06d}.partial"
-        with partial.open("wb") as file:
-            np.save(file, sample_shard(bundle, data, shard, frames, samples, key, batch_size, size))
+        partial.write_bytes(content.getbuffer())
         os.replace(partial, paths[shard])
     partial = out.with_name(out.name + ".partial")
     shape = (frames, samples, *chunk_shape(bundle.policy))
