@@ -117,7 +117,7 @@ class Sft(ActorConfig):
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
         else:
             bundle = PolicyBundle.load(self.policy.path, self.device)
-            stages.check_fits_store(bundle, store, self.window.horizon)
+            stages.check_fits_store(bundle, store)
         run = RunFolder.open(self.output_dir, self)
         log = run.logger(0, "sft", stages.checkpoint_step(self.output_dir / "sft.checkpoint.safetensors"))
         with run.stage(0, "sft"):
@@ -204,7 +204,7 @@ class Critic(FitConfig):
         bundle = PolicyBundle.load(self.policy.path, self.device)
         seen_through = PolicyBundle.load(self.tower or self.policy.path, self.device)
         for policy in (bundle, seen_through):
-            stages.check_fits_store(policy, store)
+            stages.check_fits_store(policy, store, self.window.horizon)
         tower = Tower(bundle=seen_through, image_tokens=self.critic.image_tokens)
         scale = return_scale(store.columns()) if self.scale is None else self.scale
         cache = self.cache.within(self.output_dir / "cache")
@@ -267,7 +267,7 @@ class Improve(ActorConfig):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
         store, bundle = self.dataset.with_roots(self.experience), PolicyBundle.load(self.policy.path, self.device)
-        stages.check_fits_store(bundle, store, self.window.horizon)
+        stages.check_fits_store(bundle, store)
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
         rows = stages.rows_from_advantages(self.advantages, frames, windows)

@@ -398,11 +398,12 @@ def run_circle(
         bundle = PolicyBundle.load(config.policy.path)
         stages.check_fits_world(bundle, config.world)
         check_sees_all(bundle, config.world.camera_sizes)
-        horizon = chunk_shape(bundle.policy)[0]
-        if horizon != config.window.horizon:
-            raise ValueError(
-                f"{config.policy.path} predicts chunks of {horizon} actions; give --window.horizon {horizon}"
-            )
+        predicted = chunk_shape(bundle.policy)[0]
+        for option, wanted in (("window.horizon", config.window.horizon), ("policy.execute", config.policy.execute)):
+            if wanted > predicted:
+                raise ValueError(
+                    f"{config.policy.path} predicts chunks of {predicted} actions; give --{option} {predicted} or less"
+                )
     run = RunFolder.open(output_dir, config, resume)
     with open_circle(config, run, say, device=device) as circle:
         circle.turn()
