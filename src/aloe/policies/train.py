@@ -1,7 +1,7 @@
 """The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from aloe.policies.flow import (
     noise_shape,
     sample_time,
 )
+from aloe.policies.memory import Memory, free_memory, kept_bytes, remedy
 from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.trainable import trainable
 from aloe.training import BatchDraw, Log, Shares, generator_for, load_state, save_state, set_rate
@@ -136,6 +137,8 @@ def train_actor(
             first = load_state(checkpoint, modules, optimizers)
         elif optimizer_file is not None:
             load_state(optimizer_file, {}, optimizers)
+        if first < config.steps:
+            _check_memory(bundle, data, actor, config)
         draw = BatchDraw(actor.rows, data.shares)
         steps = range(first, config.steps)
         for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):
@@ -155,6 +158,20 @@ def train_actor(
             if checkpoint is not None and (step + 1) % config.save_every == 0:
                 save_state(checkpoint, modules, optimizers, step + 1)
     return None if config.train == "lora" else optimizer
+
+
+def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig) -> None:
+    """Raises ValueError if training as it is set up now cannot fit. Two small passes; no training step sees of it."""
+    policy, device = bundle.policy, device_of(bundle.policy)
+
+    def kept(windows: int) -> int:
+        rows, whole = np.resize(actor.rows, windows), replace(config, accumulate=1)
+        passing = actor_losses(bundle, data, actor, rows, whole, torch.Generator().manual_seed(0))
+        return kept_bytes(lambda: list(passing), policy)
+
+    memory = Memory.of([p for p in policy.parameters() if p.requires_grad], kept(1), kept(2))
+    if (complaint := remedy(memory, config, free_memory(device), device.type == "cuda")) is not None:
+        raise ValueError(complaint)
 
 
 def actor_losses(
