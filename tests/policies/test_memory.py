@@ -16,8 +16,8 @@ MEMORY = Memory(gradients=2 * GIB, moments=4 * GIB, constant=1 * GIB, per_window
 
 
 def test_parameters_and_two_passes_tell_the_memory_of_every_batch() -> None:
-    # 100 numbers of 4 bytes. One window keeps 700 bytes, two 900: 200 a window, and 500 whatever the size.
-    memory = Memory.of([nn.Parameter(torch.zeros(60)), nn.Parameter(torch.zeros(40))], 700, 900)
+    # 100 numbers of 4 bytes. Two windows keep 900 bytes, four 1300: 200 a window, and 500 whatever the size.
+    memory = Memory.of([nn.Parameter(torch.zeros(60)), nn.Parameter(torch.zeros(40))], 900, 1300)
     assert memory == Memory(gradients=400, moments=800, constant=500, per_window=200)
     assert memory.needed(10) == 400 + 800 + 500 + 10 * 200
 

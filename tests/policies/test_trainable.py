@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import vlas
 
 from aloe.policies.flow import PolicyBundle, sample_chunks
+from aloe.policies.memory import Memory, kept_bytes
 from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.train import ActorRows, PolicyRows, actor_losses, train_actor
 from aloe.policies.trainable import trainable
@@ -253,3 +254,19 @@ def test_tiny_vla_has_no_checkpointing(make) -> None:
 def test_a_batch_has_no_more_parts_than_windows() -> None:
     with pytest.raises(ValueError, match="a batch of 4 windows has no 5 parts"):
         ActorConfig(batch_size=4, accumulate=5)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpointing": True}, {"train": "lora"}, {"dtype": "bfloat16"}])
+def test_memory_of_two_small_passes_tells_that_of_a_larger_one(bundle: PolicyBundle, options: dict) -> None:
+    data, actor = problem(bundle)
+    config = ActorConfig(**{"train": "all", **options})
+    with trainable(bundle.policy, config, (0,)) as policy:
+
+        def kept(windows: int) -> int:
+            rows, generator = np.resize(actor.rows, windows), torch.Generator().manual_seed(0)
+            return kept_bytes(lambda: list(actor_losses(bundle, data, actor, rows, config, generator)), policy)
+
+        trained = [p for p in policy.parameters() if p.requires_grad]
+        memory = Memory.of(trained, kept(2), kept(4))
+        found = memory.needed(12) - memory.gradients - memory.moments
+        assert found == pytest.approx(kept(12), rel=0.02)

@@ -34,10 +34,11 @@ class Memory:
     """Of a forward pass, for each window."""
 
     @staticmethod
-    def of(parameters: list[nn.Parameter], one: float, two: float) -> "Memory":
-        """one, two: bytes that a forward pass of one and of two windows keeps."""
+    def of(parameters: list[nn.Parameter], two: float, four: float) -> "Memory":
+        """two, four: bytes that a forward pass of so many windows keeps. (One alone may be spared some copies.)"""
         trained = sum(p.numel() * p.element_size() for p in parameters)
-        return Memory(gradients=trained, moments=2 * trained, constant=max(0.0, 2 * one - two), per_window=two - one)
+        constant = max(0.0, 2 * two - four)
+        return Memory(gradients=trained, moments=2 * trained, constant=constant, per_window=(four - two) / 2)
 
     def needed(self, windows: int) -> float:
         """Bytes with so many windows in one pass."""

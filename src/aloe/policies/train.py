@@ -169,7 +169,7 @@ def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, conf
         passing = actor_losses(bundle, data, actor, rows, whole, torch.Generator().manual_seed(0))
         return kept_bytes(lambda: list(passing), policy)
 
-    memory = Memory.of([p for p in policy.parameters() if p.requires_grad], kept(1), kept(2))
+    memory = Memory.of([p for p in policy.parameters() if p.requires_grad], kept(2), kept(4))
     if (complaint := remedy(memory, config, free_memory(device), device.type == "cuda")) is not None:
         raise ValueError(complaint)
 
