@@ -13,8 +13,9 @@ from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 
 from aloe.policies.flow import IMAGES, PolicyBundle, sample_chunks
+from aloe.policies.recipe import ActorConfig
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
-from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
+from aloe.policies.train import ActorRows, PolicyRows, train_actor
 
 S, A, H = 4, 4, 8
 
@@ -86,11 +87,11 @@ def main(config: Config) -> None:
         ["what", "per second", "ms"],
     )
     steps = 10
-    for train_vision in (True, False):
-        fit = ActorConfig(steps=steps, batch_size=config.batch_size, train_vision=train_vision)
+    for train in ("all", "expert"):
+        fit = ActorConfig(steps=steps, batch_size=config.batch_size, train=train)
         train_actor(bundle, rows, actor, replace(fit, steps=2), (0, "warm-up"))
         rate = steps * per_second(lambda: train_actor(bundle, rows, actor, fit, (0, "actor")), config.seconds, 0)  # noqa: B023
-        print_row([f"actor steps, train_vision {train_vision}", f"{rate:.1f}", f"{1000 / rate:.0f}"])
+        print_row([f"actor steps, {train} trained", f"{rate:.1f}", f"{1000 / rate:.0f}"])
 
     noise = torch.randn(config.batch_size, config.samples, H, A)
     frames = np.arange(config.batch_size)

@@ -188,12 +188,10 @@ def test_chunk_longer_than_every_episode(complaint, store, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["sft", "improve"])
-def test_chunk_of_another_length_than_the_policys(complaint, policy, store, tmp_path, command):
-    more = ["--advantages", tmp_path / "none.parquet"] if command == "improve" else []
+def test_critic_of_longer_chunks_than_the_policys(complaint, policy, store, tmp_path):
     source = ["--policy.path", policy, "--dataset.root", store, "--window.horizon", 5]
-    line = complaint(command, *source, *more, "--output-dir", tmp_path / "out")
-    assert_says(line, "chunks of 4", "have 5", "--window.horizon 4")
+    line = complaint("critic", *source, "--output-dir", tmp_path / "out")
+    assert_says(line, "chunks of 4", "judges 5", "--window.horizon 4 or less")
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,8 @@ import torch
 
 from aloe.experience.windows import Windows
 from aloe.policies.flow import PolicyBundle
-from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
+from aloe.policies.recipe import ActorConfig
+from aloe.policies.train import ActorRows, PolicyRows, train_actor
 from aloe.training import generator_for
 from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
 from aloe.value.fit import CriticData, CriticState, FitConfig, fit_critic

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from lerobot.policies.factory import get_policy_class
+from safetensors import safe_open
 
-from aloe import cli
+from aloe import cli, stages
 from aloe.experience.store import ExperienceStore
-from aloe.policies.flow import PolicyBundle, observe, sample_chunks
+from aloe.policies.flow import PolicyBundle, chunk_shape, observe, sample_chunks
 from aloe.types import NO_POLICY, Episode, Source
 
 sys.path.insert(0, str(Path(__file__).parent / "policies"))
@@ -109,3 +110,31 @@ def test_recorded_data_make_a_better_checkpoint_that_lerobot_loads(
     noise = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
     expected = theirs.predict_action_chunk(dict(seen), noise=noise)
     torch.testing.assert_close(sample_chunks(after.policy, seen, noise[:, None])[:, 0], expected, rtol=0, atol=0)
+
+
+def test_critic_judges_fewer_actions_than_the_policy_predicts(
+    checkpoint: Path,
+    store: ExperienceStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    source = ["--policy.path", checkpoint, "--dataset.root", store.root]  # which predicts chunks of 6
+    brief = ["--steps", 2, "--batch-size", 4, "--window.horizon", 4]
+    aloe("critic", *source, "--output-dir", tmp_path / "critic", *brief, *CRITIC, "--aloe.samples", 2)
+    with safe_open(tmp_path / "critic/critic.safetensors", framework="pt") as critic:
+        # Readouts of 2 critics, state, words, a token of each of 2 cameras, and the 4 actions.
+        assert critic.get_tensor("critic/position").shape[0] == 2 + 1 + 1 + 2 + 4
+    trained = []
+    original = stages.actor.train_actor
+    monkeypatch.setattr(stages.actor, "train_actor", lambda *a, **k: trained.append(a[2]) or original(*a, **k))
+    advantages = ["--advantages", tmp_path / "critic/advantages.parquet"]
+    aloe("improve", *source, *advantages, "--output-dir", tmp_path / "improved", *brief)
+    (actor,) = trained
+    # The first episode has 12 steps: from step 8 on there are 4 actions left of the 6 that the policy predicts.
+    assert actor.frames[8].tolist() == [8, 9, 10, 11, 11, 11]
+    assert actor.is_pad[8].tolist() == [False] * 4 + [True] * 2
+    assert chunk_shape(PolicyBundle.load(tmp_path / "improved/pretrained_model").policy) == (6, 3)
+    with pytest.raises(SystemExit):
+        aloe("critic", *source, "--output-dir", tmp_path / "long", "--window.horizon", 7)
+    assert "chunks of 6 actions, the critic judges 7; give --window.horizon 6 or less" in capsys.readouterr().err

@@ -29,13 +29,14 @@ from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.options import parse, take_preset
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, default_execute
-from aloe.policies.train import ActorConfig
+from aloe.policies.recipe import ActorConfig
 from aloe.rank import Rank
 from aloe.report.text import draw_curve, read_summary, summary_table
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorkerError, WorldPool
 from aloe.run import RunFolder, write_json
 from aloe.stages import DemosConfig, EvaluationInputs, PolicyConfig
+from aloe.training import Device
 from aloe.value.critic import CriticConfig
 from aloe.value.fit import FitConfig
 from aloe.worlds.metaworld import MetaWorldConfig
@@ -101,6 +102,8 @@ class Sft(ActorConfig):
     """Gets `pretrained_model/` and `optimizer.safetensors`."""
     steps: int = 1500
     seed: int = 0
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -113,8 +116,8 @@ class Sft(ActorConfig):
         if self.policy.path is None:
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
         else:
-            bundle = PolicyBundle.load(self.policy.path)
-            store = stages.seen_by(bundle, store, self.window.horizon)
+            bundle = PolicyBundle.load(self.policy.path, self.device)
+            store = stages.seen_by(bundle, store)
         frames = store.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
         run = RunFolder.open(self.output_dir, self)
@@ -190,6 +193,8 @@ class Critic(FitConfig):
     scale: float | None = None
     """C, the steps that count as reward -1; by default the mean successful demonstration of the store."""
     seed: int = 0
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -199,10 +204,11 @@ class Critic(FitConfig):
         if _finished(self.output_dir, self, "advantages"):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
-        bundle, seen_through = PolicyBundle.load(self.policy.path), PolicyBundle.load(self.tower or self.policy.path)
+        bundle = PolicyBundle.load(self.policy.path, self.device)
+        seen_through = PolicyBundle.load(self.tower or self.policy.path, self.device)
         store = self.dataset.with_roots(self.experience, self.rename)
-        stages.check_fits_store(seen_through, store)
-        store = stages.seen_by(bundle, store)
+        stages.check_fits_store(seen_through, store, self.window.horizon)
+        store = stages.seen_by(bundle, store, self.window.horizon)
         tower = Tower(bundle=seen_through, image_tokens=self.critic.image_tokens)
         scale = return_scale(store.columns()) if self.scale is None else self.scale
         cache = self.cache.within(self.output_dir / "cache")
@@ -211,10 +217,10 @@ class Critic(FitConfig):
         samples = self.output_dir / "cache" / "samples.npy"
         if not run.done(0, "sample") or not samples.exists():
             with run.stage(0, "sample"):
-                stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples)
+                stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples, self.sample_batch)
         data = stages.critic_data(inputs, samples)
         shape = stages.observation_shape(tower, self.window.horizon)
-        state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"))
+        state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"), tower.device)
         if run.done(0, "critic"):
             state.load(self.output_dir / "critic.safetensors")
         else:
@@ -254,10 +260,11 @@ class Improve(ActorConfig):
     output_dir: Path
     """Gets `pretrained_model/` and `optimizer.safetensors`."""
     steps: int = 500
-    learning_rate: float = 5e-4
     optimizer: Path | None = None
     """`optimizer.safetensors` of an earlier phase to go on from."""
     seed: int = 0
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
@@ -265,8 +272,8 @@ class Improve(ActorConfig):
         if _finished(self.output_dir, self, "improve"):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
-        bundle = PolicyBundle.load(self.policy.path)
-        store = stages.seen_by(bundle, self.dataset.with_roots(self.experience, self.rename), self.window.horizon)
+        bundle = PolicyBundle.load(self.policy.path, self.device)
+        store = stages.seen_by(bundle, self.dataset.with_roots(self.experience, self.rename))
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
         rows = stages.rows_from_advantages(self.advantages, frames, windows)
@@ -281,6 +288,7 @@ class Improve(ActorConfig):
                 self,
                 (self.seed, "improve"),
                 self.output_dir,
+                improving=True,
                 optimizer_file=self.optimizer,
                 log=log,
                 label="improve",
@@ -374,6 +382,8 @@ class Run(RunConfig):
     """Run folder; by default runs/<preset>-<seed>, with task and method where they are not the preset's."""
     resume: bool = True
     """Go on with a run that is already there; with --no-resume that is an error."""
+    device: Device = "auto"
+    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
 
 
 def run_command(arguments: list[str]) -> None:
@@ -382,7 +392,13 @@ def run_command(arguments: list[str]) -> None:
     options = parse(Run, "run", arguments, default=Run(**vars(PRESETS[preset])))
     config = RunConfig(**{f.name: getattr(options, f.name) for f in fields(RunConfig)})
     output_dir = options.output_dir or _default_folder(preset, config)
-    run = run_circle(config, output_dir, resume=options.resume, say=lambda line: console.print(f"[bold]{line}"))
+    run = run_circle(
+        config,
+        output_dir,
+        resume=options.resume,
+        say=lambda line: console.print(f"[bold]{line}"),
+        device=options.device,
+    )
     console.print(summary_table(read_summary(run.root)))
     if not config.offline:
         draw_curve([read_summary(run.root)], run.root / "curve.png")

@@ -12,7 +12,7 @@ from aloe.methods.aloe import AloeConfig
 from aloe.methods.awr import AwrConfig
 from aloe.methods.qc import QcConfig
 from aloe.methods.recap import RecapConfig
-from aloe.policies.train import ActorConfig
+from aloe.policies.recipe import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.stages import DemosConfig, PolicyConfig, TrustConfig
 from aloe.value.critic import CriticConfig
@@ -81,13 +81,13 @@ class RunConfig:
     awr: AwrConfig = field(default_factory=AwrConfig)
     recap: RecapConfig = field(default_factory=RecapConfig)
     qc: QcConfig = field(default_factory=QcConfig)
-    improve: ActorConfig = field(default_factory=lambda: ActorConfig(steps=500, learning_rate=5e-4))
+    improve: ActorConfig = field(default_factory=lambda: ActorConfig(steps=500))
     eval: EvalConfig = field(default_factory=EvalConfig)
     trust: TrustConfig = field(default_factory=TrustConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
-        if self.policy.execute > self.window.horizon and not self.offline:
+        if self.policy.path is None and self.policy.execute > self.window.horizon:  # a new policy predicts H actions
             raise ValueError(
                 f"--policy.execute {self.policy.execute} is more than the chunk of --window.horizon {self.window.horizon}"
             )
@@ -170,7 +170,7 @@ QUICKSTART = RunConfig(
     sft=ActorConfig(steps=4000, batch_size=32),
     collect=CollectConfig(episodes=20),
     human=HumanConfig(patience_steps=15, time_fraction=0.7, miss_probability=0.1, action_noise=0.1),
-    improve=ActorConfig(steps=600, learning_rate=5e-4),
+    improve=ActorConfig(steps=600),
     eval=EvalConfig(episodes=60),
 )
 
@@ -191,7 +191,7 @@ PRESETS: dict[str, RunConfig] = {
         critic=CriticConfig(critics=2, width=16, layers=1, heads=2),
         fit=FitConfig(steps=12, batch_size=8, save_every=5),
         aloe=AloeConfig(samples=2, failed_share=0.5, best_of=2),
-        improve=ActorConfig(steps=12, batch_size=8, save_every=5),
+        improve=ActorConfig(steps=12, batch_size=8, save_every=5, learning_rate=1e-3),
         eval=EvalConfig(episodes=3),
         trust=TrustConfig(episodes=2),
     ),

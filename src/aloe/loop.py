@@ -29,7 +29,7 @@ from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, new_folder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.summary import summary
-from aloe.training import Log
+from aloe.training import Device, Log
 from aloe.types import Episode, Source
 from aloe.value.evaluate import Evaluation
 from aloe.value.fit import CriticState
@@ -52,6 +52,8 @@ class Circle:
     pool: WorldPool | None
     """None offline."""
     say: Say
+    device: Device = "cpu"
+    """Where policies and critics compute."""
 
     def turn(self) -> None:
         """Plays all rounds."""
@@ -86,7 +88,7 @@ class Circle:
     def play_round(self, index: int) -> None:
         """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages.
         Offline, what is there already stands for the collection, and nothing is measured."""
-        run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1))
+        run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1), self.device)
         self.collect(index)
         if not run.done(index, "advantages"):
             match self.config.method:
@@ -165,7 +167,8 @@ class Circle:
         samples = run.cache / "samples" / f"{index:03d}.npy"
         if not run.done(index, "sample") or not samples.exists():
             with run.stage(index, "sample"):
-                stages.sample_stage(inputs, config.samples, (config.seed, "sample", index), samples)
+                key = (config.seed, "sample", index)
+                stages.sample_stage(inputs, config.samples, key, samples, fit.sample_batch)
         data = stages.critic_data(inputs, samples)
         state = self._new_critic(inputs.tower)
         if run.done(index, "critic"):
@@ -273,6 +276,7 @@ class Circle:
             config.improve,
             (config.seed, "improve", index),
             out,
+            improving=True,
             optimizer_file=moments if moments.exists() else None,
             log=log,
             label="improve",
@@ -333,7 +337,7 @@ class Circle:
 
     def _player(self, version: int, choosing: bool) -> ChunkPolicy:
         """A policy version as it acts, under the condition that belongs to the method; choosing: by the critics' choice."""
-        config, bundle = self.config, PolicyBundle.load(self.run.policy(version))
+        config, bundle = self.config, PolicyBundle.load(self.run.policy(version), self.device)
         if version and config.method == "recap":
             return PolicyPlayer(bundle=bundle, condition=recap.POSITIVE, guidance=config.recap.guidance)
         if version and choosing and config.best_of > 1:
@@ -358,12 +362,13 @@ class Circle:
     @property
     def _tower(self) -> Tower:
         """The first policy's, for all rounds."""
-        return Tower(bundle=PolicyBundle.load(self.run.policy(0)), image_tokens=self.config.critic.image_tokens)
+        bundle = PolicyBundle.load(self.run.policy(0), self.device)
+        return Tower(bundle=bundle, image_tokens=self.config.critic.image_tokens)
 
     def _new_critic(self, tower: Tower) -> CriticState:
         config = self.config
         shape = stages.observation_shape(tower, config.window.horizon)
-        return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"))
+        return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"), tower.device)
 
     @property
     def _held_out(self) -> list[int]:
@@ -399,27 +404,35 @@ def _forget(episode: Episode) -> None:
 
 @contextmanager
 def open_circle(
-    config: RunConfig, run: RunFolder, say: Say = print, world: MetaWorldConfig | None = None
+    config: RunConfig,
+    run: RunFolder,
+    say: Say = print,
+    world: MetaWorldConfig | None = None,
+    device: Device = "cpu",
 ) -> Iterator[Circle]:
     """A circle with its worlds running and its folder locked; it plays in `world` if another is given than the run's.
     Offline without any world."""
     if config.offline:
         with run.locked():
             experience = offline.experience(config, run.policy(0))
-            yield Circle(run=run, config=config, store=None, experience=experience, pool=None, say=say)
+            yield Circle(run=run, config=config, store=None, experience=experience, pool=None, say=say, device=device)
         return
     with run.locked(), WorldPool(world or config.world, config.workers) as pool:
         store = stages.open_store(run.experience, config.world)
         experience = with_roots(store, config.experience)
-        yield Circle(run=run, config=config, store=store, experience=experience, pool=pool, say=say)
+        yield Circle(run=run, config=config, store=store, experience=experience, pool=pool, say=say, device=device)
 
 
-def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print) -> RunFolder:
+def run_circle(
+    config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print, device: Device = "cpu"
+) -> RunFolder:
     """`aloe run`: makes or goes on with the run in `output_dir`.
 
     Raises:
         ValueError: the folder belongs to another config, or something in the config does not fit together.
     """
+    if config.offline and not config.experience:
+        raise ValueError("offline there is only recorded experience to learn from; name it: --experience.NAME.root DIR")
     if config.policy.path is not None and not RunFolder(output_dir).policy(0).exists():
         bundle = PolicyBundle.load(config.policy.path)
         if config.offline:
@@ -427,12 +440,14 @@ def run_circle(config: RunConfig, output_dir: Path, *, resume: bool = True, say:
         else:
             stages.check_fits_world(bundle, config.world)
             check_sees_all(bundle, config.world.camera_sizes)
-        horizon = chunk_shape(bundle.policy)[0]
-        if horizon != config.window.horizon:
-            raise ValueError(
-                f"{config.policy.path} predicts chunks of {horizon} actions; give --window.horizon {horizon}"
-            )
+        predicted = chunk_shape(bundle.policy)[0]
+        played = {} if config.offline else {"policy.execute": config.policy.execute}
+        for option, wanted in {"window.horizon": config.window.horizon, **played}.items():
+            if wanted > predicted:
+                raise ValueError(
+                    f"{config.policy.path} predicts chunks of {predicted} actions; give --{option} {predicted} or less"
+                )
     run = RunFolder.open(output_dir, config, resume)
-    with open_circle(config, run, say) as circle:
+    with open_circle(config, run, say, device=device) as circle:
         circle.turn()
     return run

@@ -23,10 +23,8 @@ def experience(config: RunConfig, policy: Path) -> Experience:
     """The roots of a run, with the cameras that the policy sees; with all where there is no policy yet.
 
     Raises:
-        ValueError: there are none, they do not go together, or not with the policy.
+        ValueError: they do not go together, or not with the policy.
     """
-    if not config.experience:
-        raise ValueError("offline there is only recorded experience to learn from; name it: --experience.NAME.root DIR")
     roots = with_roots(None, config.experience, config.rename)
     source = policy if policy.exists() else config.policy.path
     return roots if source is None else stages.seen_by(PolicyBundle.load(source), roots)

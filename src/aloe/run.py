@@ -22,8 +22,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from aloe.training import Log
 
-ALWAYS_FREE = ("output_dir", "rounds", "cache")
-"""Options that decide nothing about what has been done: a run may be moved, and go on for more rounds."""
+ALWAYS_FREE = ("output_dir", "rounds", "cache", "device")
+"""Options that decide nothing about what has been done: a run may be moved, to a GPU, too, and go on for more rounds."""
 FREE_OFFLINE = ("experience", "rename")
 """Offline, the next round may learn from more; what each has learnt from is kept by its stage `experience`."""
 

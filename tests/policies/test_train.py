@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from aloe.policies.flow import flow_residual
-from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, actor_loss, sample_all_chunks, train_actor
-from aloe.training import generator_for
+from aloe.policies.recipe import ActorConfig
+from aloe.policies.train import ActorRows, PolicyRows, actor_losses, train_actor
 
 FRAMES = 10
 BRIEF = ActorConfig(steps=3, batch_size=4)
@@ -76,7 +76,7 @@ def test_padding_of_a_window_has_no_influence(make):
     assert trained(make, actor=shown(last.is_pad)) != trained(make, actor=shown(np.zeros_like(last.is_pad)))
     bundle = make()
     data, rows = problem(bundle), last.rows
-    loss = actor_loss(bundle, data, last, rows, torch.Generator().manual_seed(0))
+    (loss,) = actor_losses(bundle, data, last, rows, BRIEF, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 4, 3, generator=generator)
     time = torch.rand(1, generator=generator)
@@ -89,7 +89,7 @@ def test_weights_count_by_their_ratio_within_the_batch(make):
     data = problem(bundle)
     weight = [3.0, 1.0] + [0.0] * 8
     rows = np.array([0, 1])
-    loss = actor_loss(bundle, data, windows(weight), rows, torch.Generator().manual_seed(0))
+    (loss,) = actor_losses(bundle, data, windows(weight), rows, BRIEF, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 4, 3, generator=generator)
     time = torch.rand(2, generator=generator)
@@ -97,19 +97,21 @@ def test_weights_count_by_their_ratio_within_the_batch(make):
     residual = flow_residual(bundle.policy, data.batch(rows) | {"action": action}, noise, time).mean((1, 2))
     # 3 and 1 have the mean 2: the windows count 1.5 and 0.5.
     torch.testing.assert_close(loss, (1.5 * residual[0] + 0.5 * residual[1]) / 2)
-    tenfold = actor_loss(bundle, data, windows([10 * w for w in weight]), rows, torch.Generator().manual_seed(0))
+    tens = windows([10 * w for w in weight])
+    (tenfold,) = actor_losses(bundle, data, tens, rows, BRIEF, torch.Generator().manual_seed(0))
     torch.testing.assert_close(tenfold, loss)
 
 
 def test_a_frozen_tower_stays_as_it_was_to_the_bit(make):
     before = weights_of(make())
-    frozen = trained(make, config=ActorConfig(steps=3, batch_size=4, train_vision=False))
+    frozen = trained(make, config=ActorConfig(steps=3, batch_size=4, train="expert"))
     tower = [name for name in before if name.startswith("vision_tower")]
     assert tower
     assert [name for name in tower if frozen[name] != before[name]] == []
     assert frozen["flow_head.enter.weight"] != before["flow_head.enter.weight"]
     unfrozen = trained(make)
     assert [name for name in tower if unfrozen[name] == before[name]] == []
+    assert unfrozen == trained(make, config=ActorConfig(steps=3, batch_size=4, train="all"))
 
 
 def test_training_is_a_function_of_its_key(make):
@@ -139,17 +141,3 @@ def test_training_refuses_what_it_cannot_learn_from(make):
         train_actor(bundle, data, windows(rows=[]), BRIEF, (0,))
     with pytest.raises(ValueError, match="windows have 5 actions, the policy predicts 4"):
         train_actor(bundle, data, windows(horizon=5), BRIEF, (0,))
-
-
-def test_chunks_of_all_frames_depend_on_frame_and_key_alone(make):
-    bundle = make()
-    data = problem(bundle)
-    first, again, other = (np.zeros((FRAMES, 2, 4, 3), np.float32) for _ in range(3))
-    sample_all_chunks(bundle, data, FRAMES, 2, (0, "sample"), first, batch_size=4)
-    sample_all_chunks(bundle, data, FRAMES, 2, (0, "sample"), again, batch_size=4)
-    sample_all_chunks(bundle, data, FRAMES, 2, (1, "sample"), other, batch_size=4)
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).all()
-    noise = torch.randn(2, 2, 4, 3, generator=generator_for(0, "sample", 2))  # the third batch: frames 8 and 9
-    single = bundle.policy.predict_action_chunk(data.batch(np.array([8, 9])), noise=noise[:, 1])
-    np.testing.assert_allclose(first[8:, 1], single.numpy(), rtol=1e-5, atol=1e-6)

@@ -17,7 +17,7 @@ from typing import Final
 
 from aloe.config import CollectConfig, EvalConfig, RunConfig
 from aloe.loop import Say, open_circle
-from aloe.policies.train import ActorConfig
+from aloe.policies.recipe import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.run import RunFolder, new_folder, to_plain, write_json
 from aloe.stages import DemosConfig, PolicyConfig, TrustConfig

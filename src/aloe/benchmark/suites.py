@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aloe.config import PAPER, CollectConfig, EvalConfig, RunConfig, with_options
 from aloe.methods.aloe import AloeConfig
-from aloe.policies.train import ActorConfig
+from aloe.policies.recipe import ActorConfig
 from aloe.rollout.human import GRADES
 from aloe.stages import DemosConfig, PolicyConfig
 from aloe.value.fit import FitConfig

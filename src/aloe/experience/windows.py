@@ -25,7 +25,7 @@ class WindowConfig:
     """How recorded steps become windows with rewards. The one owner of horizon and discount."""
 
     horizon: int = 8
-    """H: executed actions in a window, and the chunk that the critic judges. (Paper: 50.)"""
+    """H: executed actions in a window, and those of a chunk that critics judge; policies may predict more. (Paper: 50)"""
     chunk_discount: float = 0.99
     """Discount over one window; the discount per environment step is its H-th root. (Paper: 0.99 per step.)"""
     failure_penalty: float = 1.0
@@ -104,6 +104,16 @@ def fragment_starts(frames: Frames) -> Bool[ndarray, "N"]:
     return starts
 
 
+def action_frames(frames: Frames, length: int) -> tuple[Int64[ndarray, "N L"], Bool[ndarray, "N L"]]:
+    """The frames of the `length` actions from every frame on, and which of them are padding: past the end of the fragment
+    its last frame is repeated."""
+    starts = fragment_starts(frames)
+    last = np.append(np.flatnonzero(starts)[1:], len(frames)) - 1
+    end = last[np.cumsum(starts) - 1][:, None]
+    wanted = np.arange(len(frames))[:, None] + np.arange(length)
+    return np.minimum(wanted, end), wanted > end
+
+
 def return_scale(frames: Frames) -> float:
     """C, the mean number of steps of a successful demonstration, the unit in which rewards are counted; of any successful
     episode where nobody has demonstrated.
@@ -172,11 +182,9 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
             for a, b in zip(first, last, strict=True)
         ]
     )
-    end = last[fragment][:, None]
-    wanted = np.arange(count)[:, None] + np.arange(horizon)
-    is_pad = wanted > end
-    taken = np.minimum(wanted, end)
-    ends_inside = wanted[:, -1] >= end[:, 0]
+    end = last[fragment]
+    taken, is_pad = action_frames(frames, horizon)
+    ends_inside = np.arange(count) + horizon > end
     terminated = ends_inside & (success | failure)[fragment]
     longest = int(length.max())
     # Where a time-out is no end, a return may go on for ever.
@@ -189,7 +197,7 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
         is_pad=is_pad,
         reward=np.where(is_pad, 0, step_reward[taken]).astype(np.float32),
         terminated=terminated,
-        next_frame=np.minimum(np.arange(count) + horizon, end[:, 0]),
+        next_frame=np.minimum(np.arange(count) + horizon, end),
         fragment=fragment,
         fragment_success=success[fragment],
         ended=(success | failure)[fragment],

@@ -4,7 +4,7 @@
 the normalised units of the policy's preprocessor. docs/new-policy.md says how to write another.
 """
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 Batch = dict[str, Tensor]
 """A preprocessed batch: pictures (B, 3, h, w) in [0, 1], state, and what the preprocessor made of the instruction."""
+
+Part = Literal["preset", "expert", "all"]
+"""Which parameters of a policy train: what its own config says, the action expert with its projections, or everything."""
 
 
 class Family(Protocol):
@@ -68,4 +71,16 @@ class Family(Protocol):
 
     def vision_tower(self, policy: Any) -> nn.Module:
         """The part that turns pictures into features."""
+        ...
+
+    def choose_trained(self, policy: Any, part: Part) -> None:
+        """Sets `requires_grad` of every parameter, and which modules stay in evaluation mode while the policy trains."""
+        ...
+
+    def checkpoint_activations(self, policy: Any, on: bool) -> None:
+        """Whether the backward pass computes activations again instead of keeping them; off is what its config says."""
+        ...
+
+    def improvement_rate(self, policy: Any) -> float:
+        """Peak learning rate where a policy is trained further and the user names none."""
         ...

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from aloe.policies.family import Batch, Family
 from aloe.policies.tiny_vla import family as tiny_vla_family
+from aloe.training import Device
 
 IMAGES = "observation.images."
 
@@ -58,11 +59,13 @@ class PolicyBundle:
         os.replace(partial, folder)
 
     @staticmethod
-    def load(folder: Path) -> "PolicyBundle":
-        """Reads LeRobot's `pretrained_model/` layout.
+    def load(folder: Path, device: Device = "cpu") -> "PolicyBundle":
+        """Reads LeRobot's `pretrained_model/` layout. What `flow.py` computes with a policy, it computes on its device.
+
+        device: `auto` is the GPU where there is one; but tiny_vla is made for a CPU, and faster there.
 
         Raises:
-            ValueError: no such folder, a policy type that ALOE cannot train, or weights that do not fit the config.
+            ValueError: no such folder, a policy type that ALOE cannot train, weights that do not fit the config, or no GPU.
         """
         config_file = folder / "config.json"
         if not config_file.is_file():
@@ -90,7 +93,10 @@ class PolicyBundle:
         pre, post = make_pre_post_processors(
             policy.config, pretrained_path=str(folder), preprocessor_overrides=on_cpu, postprocessor_overrides=on_cpu
         )
-        return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no GPU; give --device cpu, or repair the driver")
+        on_gpu = device == "cuda" or (device == "auto" and kind != "tiny_vla" and torch.cuda.is_available())
+        return PolicyBundle(policy=policy.to("cuda" if on_gpu else "cpu"), preprocessor=pre, postprocessor=post)
 
 
 SUPPORTED = ("tiny_vla", "smolvla", "pi0", "pi05")
@@ -153,6 +159,17 @@ def seen_cameras(policy: PreTrainedPolicy) -> list[str]:
     return [camera for camera in cameras if not camera.startswith("empty_camera_")]
 
 
+def device_of(policy: PreTrainedPolicy) -> torch.device:
+    """Where its weights are, and what is computed with it."""
+    return next(policy.parameters()).device
+
+
+def _beside(policy: PreTrainedPolicy, batch: Batch) -> Batch:
+    """The batch on the policy's device."""
+    device = device_of(policy)
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
 def chunk_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
     """(H, A) of the chunks that the policy predicts."""
     family(policy)
@@ -174,7 +191,7 @@ def default_execute(policy: PreTrainedPolicy) -> int:
 
 def encode_images(policy: PreTrainedPolicy, batch: Batch, tokens: int = 1) -> Float[Tensor, "B CT D"]:
     """Features of the vision tower, `tokens` rows a camera, from a preprocessed batch."""
-    return family(policy).image_tokens(policy, batch, tokens).flatten(1, 2)
+    return family(policy).image_tokens(policy, _beside(policy, batch), tokens).flatten(1, 2).cpu()
 
 
 def feature_dim(policy: PreTrainedPolicy) -> int:
@@ -184,7 +201,7 @@ def feature_dim(policy: PreTrainedPolicy) -> int:
 
 def language_features(policy: PreTrainedPolicy, batch: Batch) -> Float[Tensor, "B L"]:
     """The instruction as one vector a row, from a preprocessed batch."""
-    return family(policy).language_features(policy, batch)
+    return family(policy).language_features(policy, _beside(policy, batch)).cpu()
 
 
 def language_dim(policy: PreTrainedPolicy) -> int:
@@ -199,8 +216,13 @@ def vision_tower(policy: PreTrainedPolicy) -> nn.Module:
 
 def tower_key(policy: PreTrainedPolicy) -> str:
     """Hash of the vision tower's weights: the key of everything that is made with it."""
+    return weights_key(vision_tower(policy))
+
+
+def weights_key(module: nn.Module) -> str:
+    """Hash of a module's weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(vision_tower(policy).state_dict().items()):
+    for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -220,9 +242,10 @@ def flow_residual(
 ) -> Float[Tensor, "B H A"]:
     """Unreduced flow-matching residual of the chunks `batch["action"]` at the given noise and flow time.
 
-    `generator` drives the policy's image augmentation, if it has any and is in training mode.
+    The result is on the policy's device. `generator` drives its image augmentation, if it has any and is in training mode.
     """
-    return family(policy).flow_residual(policy, batch, noise, time, generator)
+    device = device_of(policy)
+    return family(policy).flow_residual(policy, _beside(policy, batch), noise.to(device), time.to(device), generator)
 
 
 @torch.no_grad()
@@ -238,7 +261,9 @@ def sample_chunks(
     `unconditional` is the same observation under the plain instruction, for classifier-free guidance.
     """
     policy.eval()
-    return family(policy).sample_chunks(policy, batch, noise, unconditional, guidance)
+    plain = None if unconditional is None else _beside(policy, unconditional)
+    noise = noise.to(device_of(policy))
+    return family(policy).sample_chunks(policy, _beside(policy, batch), noise, plain, guidance).cpu()
 
 
 def image_batch(images: dict[str, UInt8[ndarray, "B h w 3"]]) -> dict[str, Float[Tensor, "B 3 h w"]]:
@@ -262,6 +287,11 @@ class Tower:
     def key(self) -> str:
         """Changes with everything that decides `encode`."""
         return f"{tower_key(self.bundle.policy)}-{self.image_tokens}"
+
+    @property
+    def device(self) -> torch.device:
+        """Of the policy; the critics that see through it are trained there, too."""
+        return device_of(self.bundle.policy)
 
     @property
     def feature_dim(self) -> int:

@@ -9,6 +9,7 @@ Noise is as wide as the model inside (`max_action_dim`), actions as wide as the 
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from aloe.policies.family import Batch
+from aloe.policies.family import Batch, Part
 
 Vla = SmolVLAPolicy | PI0Policy | PI05Policy
 RESIZES = True
@@ -156,6 +158,52 @@ def vision_tower(policy: Vla) -> nn.ModuleList:
         return nn.ModuleList([inner.vision_model, inner.connector])
     inner = _encoder(policy).paligemma.model
     return nn.ModuleList([inner.vision_tower, inner.multi_modal_projector])
+
+
+def choose_trained(policy: Vla, part: Part) -> None:
+    """`preset` is what LeRobot froze when it made the policy. The expert has the projections of action, state, time."""
+    model, encoder = _model(policy), _encoder(policy)
+    flags = policy.config.freeze_vision_encoder, policy.config.train_expert_only
+    # The flags also decide what stays in evaluation mode; `policy.config` is saved, and stays as it is.
+    encoder.freeze_vision_encoder, encoder.train_expert_only = flags if part == "preset" else (part == "expert",) * 2
+    policy.requires_grad_(True)
+    if isinstance(policy, SmolVLAPolicy):
+        if part == "preset":
+            encoder.set_requires_grad()
+            model.set_requires_grad()
+        elif part == "expert":
+            encoder.vlm.requires_grad_(False)
+        heads = [encoder.vlm.lm_head]
+    else:
+        encoder._set_requires_grad()
+        heads = [encoder.paligemma.lm_head, encoder.gemma_expert.lm_head]
+    for head in heads:  # which predict words: no action depends on them
+        if head.weight is not _token_embedding(policy).weight:
+            head.requires_grad_(False)
+
+
+def checkpoint_activations(policy: Vla, on: bool) -> None:
+    """LeRobot's own for pi0 and pi0.5. SmolVLA has none: its layers' attention and feed-forward parts get it here, which
+    hold nearly all that a layer keeps; their methods are wrapped on the instance, and no class changes."""
+    model, encoder = _model(policy), _encoder(policy)
+    if not isinstance(policy, SmolVLAPolicy):
+        on = on or policy.config.gradient_checkpointing
+        model.gradient_checkpointing_enable() if on else model.gradient_checkpointing_disable()
+        return
+    inner = encoder.get_vlm_model()
+    layers = [*inner.text_model.layers, *encoder.lm_expert.layers]
+    parts = [(layer.mlp, "forward") for layer in layers]
+    parts += [(encoder, "forward_attn_layer"), (encoder, "forward_cross_attn_layer")]
+    parts += [(layer, "forward") for layer in inner.vision_model.encoder.layers]
+    for module, name in parts:
+        module.__dict__.pop(name, None)
+        if on:
+            setattr(module, name, partial(checkpoint, getattr(module, name), use_reentrant=False))
+
+
+def improvement_rate(policy: Vla) -> float:
+    """The policy's own preset."""
+    return policy.config.get_optimizer_preset().lr
 
 
 def _model(policy: Vla) -> Any:

@@ -1,7 +1,7 @@
 """The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,46 +9,23 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 from lerobot.utils.constants import ACTION, OBS_STATE
 from numpy import ndarray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from aloe.losses import weighted_flow_matching_loss
 from aloe.policies.flow import (
     PolicyBundle,
     chunk_shape,
+    device_of,
     flow_residual,
     image_batch,
     noise_shape,
-    sample_chunks,
     sample_time,
-    vision_tower,
 )
-from aloe.training import BatchDraw, Log, Shares, cosine_rate, generator_for, load_state, save_state, set_rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActorConfig:
-    """How a policy is trained on weighted windows. (Paper: rates, steps and batch size of the actor not disclosed.)"""
-
-    steps: int = 1000
-    """Gradient steps."""
-    batch_size: int = 64
-    """Windows in a batch."""
-    learning_rate: float = 1e-3
-    """Peak of a cosine schedule."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
-    weight_decay: float = 1e-4
-    clip_norm: float = 1.0
-    """Largest norm of the gradient."""
-    train_vision: bool = True
-    """Train the vision tower, too (paper: end to end). The critic keeps the tower of the cloned policy."""
-    save_every: int = 500
-    """Steps between checkpoints within the phase."""
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.save_every) < 1:
-            raise ValueError("steps, batch_size and save_every must be at least 1")
+from aloe.policies.memory import Memory, free_memory, kept_bytes, remedy
+from aloe.policies.recipe import ActorConfig, recipe
+from aloe.policies.trainable import trainable
+from aloe.training import BatchDraw, Log, Shares, generator_for, load_state, save_state, set_rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,15 +102,17 @@ def train_actor(
     config: ActorConfig,
     key: tuple[int | str, ...],
     *,
+    improving: bool = False,
     optimizer_file: Path | None = None,
     checkpoint: Path | None = None,
     log: Log | None = None,
     label: str = "actor",
-) -> torch.optim.Optimizer:
+) -> torch.optim.Optimizer | None:
     """Trains the policy in place: L = E[w * (v_theta - (noise - action))^2], w divided by its mean over the batch.
 
     `key` names the phase: all chance is a function of it and of the step. Where `checkpoint` exists, training goes on
-    from there; `optimizer_file` holds the moments of an earlier phase, from which the optimizer goes on.
+    from there; `optimizer_file` holds the moments of an earlier phase, from which the optimizer goes on. Returns the
+    optimizer, if a later phase can go on from it: LoRA adapters are gone with the phase, and so are their moments.
 
     Raises:
         ValueError: no windows to learn from, or windows of another length than the policy's chunks.
@@ -146,68 +125,79 @@ def train_actor(
             f"windows have {actor.frames.shape[1]} actions, the policy predicts {chunk_shape(policy)[0]}; "
             "set the horizon to the policy's chunk size"
         )
-    vision_tower(policy).requires_grad_(config.train_vision)
-    optimizer = torch.optim.AdamW(policy.parameters(), weight_decay=config.weight_decay, fused=True)
-    modules, optimizers = {"policy": policy}, {"optimizer": optimizer}
-    first = 0
-    if checkpoint is not None and checkpoint.exists():
-        first = load_state(checkpoint, modules, optimizers)
-    elif optimizer_file is not None:
-        load_state(optimizer_file, {}, optimizers)
-    policy.train()
-    draw = BatchDraw(actor.rows, data.shares)
-    for step in tqdm(range(first, config.steps), desc=label, unit="step", initial=first, total=config.steps, delay=2):
-        generator = generator_for(*key, step)
-        rows = draw(config.batch_size, generator)
-        loss = actor_loss(bundle, data, actor, rows, generator)
-        rate = cosine_rate(step, config.steps, config.learning_rate, config.warmup)
-        set_rate(optimizer, rate)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip_norm)
-        optimizer.step()
-        if log is not None and (step % 20 == 0 or step == config.steps - 1):
-            log(step, {"loss": loss.item(), "gradient_norm": norm.item(), "rate": rate})
-        if checkpoint is not None and (step + 1) % config.save_every == 0:
-            save_state(checkpoint, modules, optimizers, step + 1)
-    policy.eval()
-    return optimizer
+    if optimizer_file is not None and config.train == "lora":
+        raise ValueError("LoRA adapters begin anew in every phase and take no earlier optimizer; leave it out")
+    numbers = recipe(policy, config, improving=improving)
+    with trainable(policy, config, key):
+        optimizer = numbers.optimizer(policy)
+        # What is frozen need not be kept; of three billion weights, LoRA trains a few millions.
+        modules = {"policy": nn.ParameterList(p for p in policy.parameters() if p.requires_grad)}
+        optimizers, first = {"optimizer": optimizer}, 0
+        if checkpoint is not None and checkpoint.exists():
+            first = load_state(checkpoint, modules, optimizers)
+        elif optimizer_file is not None:
+            load_state(optimizer_file, {}, optimizers)
+        if first < config.steps:
+            _check_memory(bundle, data, actor, config)
+        draw = BatchDraw(actor.rows, data.shares)
+        steps = range(first, config.steps)
+        for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):
+            generator = generator_for(*key, step)
+            rows = draw(config.batch_size, generator)
+            rate = numbers.rate(step)
+            set_rate(optimizer, rate)
+            optimizer.zero_grad()
+            loss = torch.zeros((), device=device_of(policy))
+            for part in actor_losses(bundle, data, actor, rows, config, generator):
+                part.backward()
+                loss += part.detach()
+            norm = nn.utils.clip_grad_norm_(policy.parameters(), numbers.clip_norm)
+            optimizer.step()
+            if log is not None and (step % 20 == 0 or step == config.steps - 1):
+                log(step, {"loss": loss.item(), "gradient_norm": norm.item(), "rate": rate})
+            if checkpoint is not None and (step + 1) % config.save_every == 0:
+                save_state(checkpoint, modules, optimizers, step + 1)
+    return None if config.train == "lora" else optimizer
 
 
-def actor_loss(
+def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig) -> None:
+    """Raises ValueError if training as it is set up now cannot fit. Two small passes; no training step sees of it."""
+    policy, device = bundle.policy, device_of(bundle.policy)
+
+    def kept(windows: int) -> int:
+        rows, whole = np.resize(actor.rows, windows), replace(config, accumulate=1)
+        passing = actor_losses(bundle, data, actor, rows, whole, torch.Generator().manual_seed(0))
+        return kept_bytes(lambda: list(passing), policy)
+
+    memory = Memory.of([p for p in policy.parameters() if p.requires_grad], kept(2), kept(4))
+    if (complaint := remedy(memory, config, free_memory(device), device.type == "cuda")) is not None:
+        raise ValueError(complaint)
+
+
+def actor_losses(
     bundle: PolicyBundle,
     data: PolicyRows,
     actor: ActorRows,
     rows: Int64[ndarray, "B"],
+    config: ActorConfig,
     generator: torch.Generator,
-) -> Float[Tensor, ""]:
-    """The weighted flow-matching loss of one batch of windows."""
+) -> Iterator[Float[Tensor, ""]]:
+    """The weighted flow-matching loss of one batch of windows in `config.accumulate` summands, one after the other: the
+    sum of their gradients is that of the whole. Their noise and time are those of the whole."""
+    policy, device = bundle.policy, device_of(bundle.policy)
     action = data.action[torch.from_numpy(actor.frames[rows])]
-    noise = torch.randn(len(action), *noise_shape(bundle.policy), generator=generator)
-    time = sample_time(bundle.policy, len(action), generator)
+    noise = torch.randn(len(action), *noise_shape(policy), generator=generator)
+    time = sample_time(policy, len(action), generator)
     keep = None
     if actor.condition is not None:
         keep = torch.rand(len(action), generator=generator) >= actor.condition_dropout
-    residual = flow_residual(bundle.policy, data.batch(rows, keep) | {ACTION: action}, noise, time, generator)
     weight = torch.from_numpy(actor.weight[rows])
-    return weighted_flow_matching_loss(
-        residual, weight / weight.mean().clamp(min=1e-6), torch.from_numpy(actor.is_pad[rows])
-    )
-
-
-def sample_all_chunks(
-    bundle: PolicyBundle,
-    data: PolicyRows,
-    frames: int,
-    samples: int,
-    key: tuple[int | str, ...],
-    out: Float32[ndarray, "N M H A"],
-    batch_size: int = 256,
-) -> None:
-    """Fills `out` with M chunks of the policy at every frame, normalised; decided by weights, key, batch size, frame."""
-    for start in tqdm(range(0, frames, batch_size), desc="sample chunks", unit="batch", delay=2):
-        rows = np.arange(start, min(start + batch_size, frames))
-        noise = torch.randn(
-            len(rows), samples, *noise_shape(bundle.policy), generator=generator_for(*key, start // batch_size)
-        )
-        out[start : start + len(rows)] = sample_chunks(bundle.policy, data.batch(rows), noise).numpy()
+    weight = weight / weight.mean().clamp(min=1e-6)
+    is_pad = actor.is_pad[rows]
+    for part in np.array_split(np.arange(len(rows)), config.accumulate):
+        batch = data.batch(rows[part], None if keep is None else keep[part]) | {ACTION: action[part]}
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+            residual = flow_residual(policy, batch, noise[part], time[part], generator)
+        padding = torch.from_numpy(is_pad[part]).to(device)
+        loss = weighted_flow_matching_loss(residual.float(), weight[part].to(device), padding)
+        yield loss * float((~is_pad[part]).sum() / (~is_pad).sum())  # each is a mean over the valid steps of its part

@@ -1,7 +1,7 @@
 """Stages that train a policy: clone and improve."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.view import only_cameras
-from aloe.experience.windows import Windows
+from aloe.experience.windows import Windows, action_frames
 from aloe.methods import dagger, filtered, sft
 from aloe.policies.flow import (
     IMAGES,
@@ -24,8 +24,9 @@ from aloe.policies.flow import (
     chunk_shape,
     seen_cameras,
 )
+from aloe.policies.recipe import ActorConfig
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
-from aloe.policies.train import ActorConfig, ActorRows, PolicyRows, train_actor
+from aloe.policies.train import ActorRows, PolicyRows, train_actor
 from aloe.training import Log, generator_for, save_state, state_step
 from aloe.types import Source
 
@@ -105,13 +106,13 @@ def new_policy(store: Experience, config: PolicyConfig, horizon: int, key: tuple
 
 def check_fits_store(bundle: PolicyBundle, store: Experience, horizon: int | None = None) -> None:
     """Raises ValueError unless the policy was made for pictures, states and actions like those of the store, and where a
-    `horizon` is given, for chunks that long."""
+    `horizon` is given that critics judge, for chunks at least that long."""
     check_fits(bundle, f"the store {store}", store.cameras, store.state_dim, store.action_dim)
     predicted = chunk_shape(bundle.policy)[0]
-    if horizon is not None and horizon != predicted:
+    if horizon is not None and horizon > predicted:
         raise ValueError(
-            f"the policy predicts chunks of {predicted} actions, the windows have {horizon}; "
-            f"give --window.horizon {predicted}"
+            f"the policy predicts chunks of {predicted} actions, the critic judges {horizon}; "
+            f"give --window.horizon {predicted} or less"
         )
 
 
@@ -151,26 +152,36 @@ def train_policy(
     key: tuple[int | str, ...],
     out: Path,
     *,
+    improving: bool = False,
     optimizer_file: Path | None = None,
     log: Log | None = None,
     label: str,
 ) -> None:
-    """Trains the policy on weighted windows and writes `pretrained_model/` and `optimizer.safetensors` into `out`."""
+    """Trains the policy on weighted windows and writes `pretrained_model/` and, but for LoRA, `optimizer.safetensors` into
+    `out`. improving: the policy has been trained before.
+
+    A window's weight counts for the whole chunk that the policy predicts from there, be it longer than what was judged.
+    """
+    frames = store.columns()
+    taken, is_pad = action_frames(frames, chunk_shape(bundle.policy)[0])
+    actor = replace(actor, frames=taken, is_pad=is_pad)
     pictures = FrameCache(cache, store)
     pictures.update()
     checkpoint = out / f"{label}.checkpoint.safetensors"
     optimizer = train_actor(
         bundle,
-        policy_rows(bundle, store.columns(), pictures, actor.condition),
+        policy_rows(bundle, frames, pictures, actor.condition),
         actor,
         config,
         key,
+        improving=improving,
         optimizer_file=optimizer_file,
         checkpoint=checkpoint,
         log=log,
         label=label,
     )
-    save_state(out / "optimizer.safetensors", {}, {"optimizer": optimizer}, config.steps)
+    if optimizer is not None:
+        save_state(out / "optimizer.safetensors", {}, {"optimizer": optimizer}, config.steps)
     bundle.save_atomically(out / "pretrained_model")
     checkpoint.unlink(missing_ok=True)
 

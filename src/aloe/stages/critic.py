@@ -24,7 +24,8 @@ from aloe.policies.flow import (
     language_features,
     seen_cameras,
 )
-from aloe.policies.train import ActorRows, sample_all_chunks
+from aloe.policies.sampling import SHARD, sample_all_chunks
+from aloe.policies.train import ActorRows
 from aloe.stages.actor import policy_rows
 from aloe.training import Log, generator_for
 from aloe.types import Source
@@ -37,6 +38,8 @@ from aloe.value.fit import (
     ObservationSource,
     fit_critic,
 )
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +69,14 @@ class EvaluationInputs:
         return EvaluationInputs(store=store, frames=frames, windows=windows, bundle=bundle, tower=tower, cache=cache)
 
 
-def sample_stage(inputs: EvaluationInputs, samples: int, key: tuple[int | str, ...], out: Path) -> None:
-    """Draws M chunks of the current policy at every frame into `out` (.npy, float32, (N, M, H, A), normalised)."""
+def sample_stage(
+    inputs: EvaluationInputs, samples: int, key: tuple[int | str, ...], out: Path, batch_size: int = SHARD
+) -> None:
+    """Draws M chunks of the current policy at every frame into `out`; goes on with what a stopped attempt has drawn."""
     pictures = FrameCache(inputs.cache, inputs.store)
     pictures.update()
     rows = policy_rows(inputs.bundle, inputs.frames, pictures)
-    shape = (len(inputs.frames), samples, *chunk_shape(inputs.bundle.policy))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
-    with partial.open("r+b") as file:  # a disk that fills up under a memory map would kill the process without a word
-        os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
-    sample_all_chunks(inputs.bundle, rows, len(inputs.frames), samples, key, array)
-    array.flush()
-    os.replace(partial, out)
+    sample_all_chunks(inputs.bundle, rows, len(inputs.frames), samples, key, out, batch_size)
 
 
 def observation_source(inputs: EvaluationInputs) -> ObservationSource:
@@ -168,14 +165,18 @@ def observation_shape(tower: Tower, horizon: int) -> ObservationShape:
 
 
 def new_critic(
-    shape: ObservationShape, config: CriticConfig, fit: FitConfig, key: tuple[int | str, ...]
+    shape: ObservationShape,
+    config: CriticConfig,
+    fit: FitConfig,
+    key: tuple[int | str, ...],
+    device: torch.device = CPU,
 ) -> CriticState:
     """Fresh critics for these observations and chunks, their weights a function of `key`."""
     with torch.random.fork_rng():
         torch.manual_seed(generator_for(*key).initial_seed())
         critic = ChunkCritic(config, shape)
-        value = ChunkCritic(config, replace(shape, horizon=0)) if fit.bootstrap == "in-sample" else None
-    return CriticState(critic, fit, value)
+        value = ChunkCritic(config, replace(shape, horizon=0)).to(device) if fit.bootstrap == "in-sample" else None
+    return CriticState(critic.to(device), fit, value)
 
 
 def critic_stage(

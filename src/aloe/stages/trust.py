@@ -136,7 +136,7 @@ def trust_stage(
     samples: chunks that are drawn at every fresh state, into the file `chunks`. best_of: whether the critics choose at
     play. weighted: whether the actor's weights follow the advantages, so that something may be wrong with them.
     """
-    sample_stage(fresh, samples, key, chunks)
+    sample_stage(fresh, samples, key, chunks, fit.sample_batch)
     data = critic_data(fresh, chunks)
     evaluation = evaluate_windows(critic, data, fit)
     value, q = evaluation.best_value if best_of else evaluation.value, evaluation.chunks

@@ -63,6 +63,11 @@ class Observations:
     def __len__(self) -> int:
         return len(self.state)
 
+    def to(self, device: torch.device) -> "Observations":
+        return Observations(
+            features=self.features.to(device), state=self.state.to(device), language=self.language.to(device)
+        )
+
     def repeat(self, times: int) -> "Observations":
         """Each row `times` times in a row: (B, ...) -> (B * times, ...)."""
         return Observations(
@@ -103,7 +108,7 @@ class ChunkCritic(nn.Module):
         )
 
     def forward(self, observations: Observations, action: Float[Tensor, "B H A"] | None = None) -> Float[Tensor, "B K"]:
-        """Values of one normalised chunk per observation: (B, K), or (B, K * outputs).
+        """Values of one normalised chunk per observation: (B, K), or (B, K * outputs), on the critic's device.
 
         Raises:
             ValueError: the chunk has another length or width than the critic was made for.
@@ -115,7 +120,8 @@ class ChunkCritic(nn.Module):
             )
         if len(self.members):
             return torch.cat([member(observations, action) for member in self.members], -1)
-        batch = len(observations)
+        batch, device = len(observations), self.position.device
+        observations = observations.to(device)
         tokens = [
             self.readouts.expand(batch, -1, -1),
             self.state(observations.state)[:, None],
@@ -123,7 +129,7 @@ class ChunkCritic(nn.Module):
             self.camera(observations.features),
         ]
         if action is not None:
-            tokens.append(self.action(action))
+            tokens.append(self.action(action.to(device)))
         hidden = self.trunk(torch.cat(tokens, 1) + self.position)
         return torch.cat([head(hidden[:, k]) for k, head in enumerate(self.heads)], -1)
 

@@ -64,4 +64,4 @@ def evaluate_windows(critic: ChunkCritic, data: CriticData, fit: FitConfig, batc
         observations, samples = data.observations(rows), data.sampled(rows, slice(None))
         q.append(critic(observations, data.chunks(rows, None if fit.tail_fill == "zero" else samples[:, 0])))
         q_samples.append(critic.of_samples(observations, samples))
-    return Evaluation(fit=fit, q=torch.cat(q).numpy(), q_samples=torch.cat(q_samples).numpy())
+    return Evaluation(fit=fit, q=torch.cat(q).cpu().numpy(), q_samples=torch.cat(q_samples).cpu().numpy())

@@ -47,6 +47,8 @@ class FitConfig:
     """What stands for V(s_{t+H}) in the target: the mean value of chunks sampled from the current policy (paper), the best
     of them (Q-chunking), an expectile over the data's own chunks (IQL), or nothing, the target being the Monte Carlo
     return."""
+    sample_batch: int = 256
+    """Observations at which the policy's chunks are sampled at once, at most 256: lower it where memory is short."""
     target_samples: int = 2
     """m: policy samples in the target, of the M that were drawn."""
     target_aggregation: Aggregation = "min"
@@ -66,8 +68,8 @@ class FitConfig:
     """Steps between checkpoints within the phase."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.save_every, self.target_samples) < 1:
-            raise ValueError("steps, batch_size, save_every and target_samples must be at least 1")
+        if min(self.steps, self.batch_size, self.save_every, self.target_samples, self.sample_batch) < 1:
+            raise ValueError("steps, batch_size, save_every, target_samples and sample_batch must be at least 1")
 
 
 @runtime_checkable
@@ -187,7 +189,7 @@ def critic_step(
     observations = data.observations(batch)
     target = td_target(state, data, batch, config, discount)
     q = state.critic(observations, chunk)
-    loss = critic_loss(q, target)
+    loss = critic_loss(q, target.to(q.device))
     descend(state.optimizer, state.critic, loss, rate, config.clip_norm)
     metrics = {
         "loss": loss.detach(),
@@ -245,7 +247,7 @@ def td_target(
                 else:
                     assert state.value is not None, "the in-sample bootstrap needs a state value"
                     value = state.value(observations).mean(-1)
-                next_value[torch.from_numpy(bootstraps)] = value
+                next_value[torch.from_numpy(bootstraps)] = value.cpu()
             return chunk_td_target(
                 torch.from_numpy(windows.reward[batch]),
                 next_value,

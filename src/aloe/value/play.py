@@ -57,5 +57,5 @@ class BestOfPlayer:
             features=features, state=seen[OBS_STATE], language=language_features(tower.policy, seen)
         )
         judged = chunks[:, :, : self.critic.shape.horizon]
-        q = aggregate(self.critic.of_samples(observations, judged), self.aggregation, self.std_weight)  # (W, N)
+        q = aggregate(self.critic.of_samples(observations, judged).cpu(), self.aggregation, self.std_weight)  # (W, N)
         return self.bundle.postprocessor(chunks[torch.arange(len(q)), q.argmax(1)]).numpy()

@@ -6,7 +6,7 @@ from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from aloe.losses import flow_interpolate, flow_matching_residual
-from aloe.policies.family import Batch
+from aloe.policies.family import Batch, Part
 from aloe.policies.tiny_vla.configuration_tiny_vla import LANGUAGE_DIM
 from aloe.policies.tiny_vla.modeling_tiny_vla import LANGUAGE_EMBEDDING, TinyVLAPolicy
 
@@ -70,3 +70,19 @@ def language_dim(policy: TinyVLAPolicy) -> int:
 
 def vision_tower(policy: TinyVLAPolicy) -> nn.Module:
     return policy.vision_tower
+
+
+def choose_trained(policy: TinyVLAPolicy, part: Part) -> None:
+    """The expert is all but the vision tower."""
+    policy.requires_grad_(True)
+    policy.vision_tower.requires_grad_(part != "expert")
+
+
+def checkpoint_activations(policy: TinyVLAPolicy, on: bool) -> None:
+    """Raises ValueError: there is next to nothing to keep."""
+    raise ValueError("tiny_vla has no activation checkpointing and needs none; leave --checkpointing out")
+
+
+def improvement_rate(policy: TinyVLAPolicy) -> float:
+    """Half of what a new one is cloned with: more unlearns in a round what the last one taught."""
+    return policy.config.learning_rate / 2

@@ -1,0 +1,55 @@
+"""A policy that predicts six actions, of which critics judge four and the robot executes three: a whole round."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from aloe.config import PRESETS, RunConfig, with_options
+from aloe.loop import run_circle
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, chunk_shape
+from aloe.value.play import BestOfPlayer
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    options = {"rounds": 0, "window__horizon": 6, "trust__episodes": 0, "eval__episodes": 1}
+    return run_circle(with_options(PRESETS["tiny"], options), tmp_path_factory.mktemp("six") / "run").policy(0)
+
+
+def config(policy: Path, **options) -> RunConfig:
+    shorter = {"window__horizon": 4, "policy__execute": 3, "trust__episodes": 0, "eval__episodes": 1, **options}
+    return with_options(with_options(PRESETS["tiny"], {"policy__path": policy}), shorter)
+
+
+def test_critic_and_robot_take_what_they_need_of_a_chunk(policy: Path, tmp_path: Path, monkeypatch) -> None:
+    asked: list[tuple[int, int]] = []
+    for kind in (PolicyPlayer, BestOfPlayer):
+        original = kind.__call__
+
+        def ask(self, images, state, tasks, noise, original=original):
+            chunks = original(self, images, state, tasks, noise)
+            asked.append((len(chunks), chunks.shape[1]))
+            return chunks
+
+        monkeypatch.setattr(kind, "__call__", ask)
+    human = replace(PRESETS["tiny"].human, time_fraction=None, patience_steps=None)
+    run = run_circle(config(policy, human=human), tmp_path / "run")
+    # Nobody takes over: two rounds of two episodes and three evaluations of one, of 20 steps at three a decision, or fewer.
+    assert {length for _, length in asked} == {6}
+    assert 7 <= sum(count for count, _ in asked) <= 7 * 7
+    with safe_open(run.round(2) / "critic.safetensors", framework="pt") as critic:
+        # Readouts of 2 critics, state, words, 2 cameras, and 4 actions.
+        assert critic.get_tensor("critic/position").shape[0] == 2 + 1 + 1 + 2 + 4
+    assert np.load(run.cache / "samples" / "002.npy", mmap_mode="r").shape[1:3] == (2, 6)
+    assert chunk_shape(PolicyBundle.load(run.policy(2)).policy)[0] == 6
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("window__horizon", "window.horizon"), ("policy__execute", "policy.execute")]
+)
+def test_more_than_the_policy_predicts_is_refused(policy: Path, tmp_path: Path, option: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"predicts chunks of 6 actions; give --{name} 6 or less"):
+        run_circle(config(policy, **{option: 7}), tmp_path / "run")
