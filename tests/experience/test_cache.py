@@ -293,3 +293,78 @@ def test_rows_that_another_run_removes_stay_readable_for_who_has_them_mapped(
     check_pictures(frames, [make_episode(0)])
     assert frames.update() == 1
     check_pictures(frames, [make_episode(0)])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "problem"),
+    [
+        ("top.bin", lambda whole: whole[:-1], "is shorter than its index says"),
+        ("top.bin", lambda whole: whole[:700] + bytes([whole[700] ^ 1]) + whole[701:], "not what was written"),
+        ("wrist.bin", lambda whole: bytes(len(whole)), "not what was written"),
+        ("index.json", lambda whole: whole[:-1], "its index cannot be read"),
+        ("index.json", lambda _: b"[[1]]", "its index cannot be read"),
+    ],
+    ids=["cut", "a bit", "zeros", "index cut", "another index"],
+)
+def test_damaged_pack_is_named_and_never_learnt_from(
+    tmp_path: Path,
+    store: ExperienceStore,
+    make_episode: MakeEpisode,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    damage: Callable[[bytes], bytes],
+    problem: str,
+) -> None:
+    fill(store, [make_episode(0), make_episode(1)])
+    FrameCache(Cache(root=tmp_path / "cache"), store).update()
+    (pack,) = (tmp_path / "cache").rglob("pack-*")
+    (pack / file).write_bytes(damage((pack / file).read_bytes()))
+    monkeypatch.setattr(cache, "_CHECKED", set())  # as in another process
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+
+    def learn() -> None:
+        frames.update()
+        everything(frames, "top")
+
+    with pytest.raises(ValueError, match=rf"{pack.name} is damaged \(.*{problem}.*delete that folder"):
+        learn()
+    shutil.rmtree(pack)
+    assert FrameCache(Cache(root=tmp_path / "cache"), store).update() == 2
+
+
+def test_episodes_that_are_intact_can_be_used_beside_a_damaged_one(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [make_episode(0), make_episode(1)])
+    FrameCache(Cache(root=tmp_path / "cache"), store).update()
+    (rows,) = (tmp_path / "cache").rglob("top.bin")
+    whole = bytearray(rows.read_bytes())
+    whole[-1] ^= 1  # in the last step of the second
+    rows.write_bytes(whole)
+    monkeypatch.setattr(cache, "_CHECKED", set())
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+    frames.update()
+    np.testing.assert_array_equal(frames.gather("top", np.arange(6)), make_episode(0).images["top"])
+    with pytest.raises(ValueError, match="rows 6 to 11 are not what was written"):
+        frames.gather("top", np.array([0, 6]))
+
+
+def test_pack_that_another_run_removes_before_it_is_locked_is_not_written_to(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [make_episode(0)])
+    FrameCache(Cache(root=tmp_path / "cache"), store).update()
+    (old,) = (tmp_path / "cache").rglob("pack-*")
+    fill(store, [make_episode(1)])
+    locked = cache._Pack.locked
+
+    def too_late(pack: cache._Pack) -> object:
+        if pack.path == old and old.exists():
+            shutil.rmtree(old)
+        return locked(pack)
+
+    monkeypatch.setattr(cache._Pack, "locked", too_late)
+    frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+    frames.update()
+    assert not old.exists()
+    check_pictures(frames, [make_episode(0), make_episode(1)])

@@ -33,6 +33,11 @@ def state_of(folder: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
+def test_root_may_not_take_the_name_of_the_runs_own_store(store: ExperienceStore) -> None:
+    with pytest.raises(ValueError, match=r"give --experience\.recorded another name"):
+        with_roots(store, {"recorded": RootConfig(root=store.root)})
+
+
 def test_episodes_of_all_roots_follow_one_another(
     two: tuple[ExperienceStore, ExperienceStore], make_episode: MakeEpisode, tmp_path: Path
 ) -> None:

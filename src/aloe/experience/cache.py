@@ -4,14 +4,14 @@ A LeRobot dataset gives about a hundred random samples a second, a memory-mapped
 episode is decoded once, front to back, and its rows are appended to a pack of growing files:
 
     <root>/pictures/<kind>/pack-<id>/<camera>.bin           the rows of its episodes, one after the other
-    <root>/pictures/<kind>/pack-<id>/index.json             digest and length of every episode in it
+    <root>/pictures/<kind>/pack-<id>/index.json             digest, length and CRC-32 of every episode in it
     <root>/features/<key>/<kind>/pack-<id>/...              the same for features, a folder for each tower
 
-`index.json` is replaced after the rows that it counts are written: a build that dies costs its last second. Rows are found
-by the digest of their episode (`episode_digest`), so that a changed episode is never served stale, and one cache may serve
-any number of runs and stores at once. Who writes a pack locks it; a second run that builds meanwhile begins a pack of its
-own. Where the cache is bounded, the packs that were not used for longest are removed first; a process that has one mapped
-keeps its rows until it ends.
+`index.json` is replaced after the rows that it counts are on the disk: a build that dies costs its last second. Rows are
+compared with their CRC-32 when a process first uses their episode. They are found by its digest (`episode_digest`), so that
+a changed episode is never served stale, and one cache may serve any number of runs and stores at once. Who writes a pack
+locks it; a second run that builds meanwhile begins a pack of its own. Where the cache is bounded, the packs that were not
+used for longest are removed first; a process that has one mapped keeps its rows until it ends.
 """
 
 import fcntl
@@ -23,8 +23,9 @@ import re
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,9 +35,16 @@ from jaxtyping import Float16, Int64, Shaped, UInt8
 from numpy import ndarray
 from tqdm import tqdm
 
+from aloe.experience.commit import sync
 from aloe.experience.schema import Experience
 
+_Place = tuple[Path, int, int, int]
+"""Where an episode's rows are: pack, first row, CRC-32, steps."""
+_CHECKED: Final[set[_Place]] = set()
+"""What this process has compared with its CRC-32 already."""
 _COMMIT_SECONDS: Final = 1.0
+_VERSION: Final = 2
+"""Of the files' format; 1 had no CRC-32."""
 _PACK_BYTES: Final = 2**28
 """A pack that is larger takes no further episode: the grain in which a bounded cache is cleared."""
 
@@ -75,6 +83,8 @@ class Cache:
         """
         if self.max_gb is None:
             return
+        for half in self.root.rglob(".removing-*"):  # of a run that died meanwhile
+            shutil.rmtree(half, ignore_errors=True)
         packs = [_Pack(index.parent) for index in self.root.rglob("pack-*/index.json")]
         total = sum(pack.bytes for pack in packs)
         for pack in sorted(packs, key=lambda pack: pack.used):
@@ -87,6 +97,14 @@ class Cache:
                 f"the cache {self.root} needs {(total + needed) / 1e9:.2f} GB, --cache.max-gb allows {self.max_gb:g}; "
                 "raise it, or leave it out"
             )
+
+
+def _crc(parts: list[ndarray]) -> int:
+    """Of an episode's rows in all files of a pack."""
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(np.ascontiguousarray(part).data.cast("B"), crc)
+    return crc
 
 
 class FrameCache:
@@ -167,17 +185,27 @@ class _Pack:
         except FileNotFoundError:  # another run has just removed it
             return 0
 
-    def episodes(self) -> list[tuple[str, int]]:
-        """Digest and steps of what it holds; nothing where there is no index, or no more."""
+    def episodes(self) -> list[tuple[str, int, int]]:
+        """Digest, steps and CRC-32 of what it holds; nothing where there is no index, or no more."""
         try:
-            return [(digest, steps) for digest, steps in json.loads((self.path / "index.json").read_text())]
+            return [(digest, steps, crc) for digest, steps, crc in json.loads((self.path / "index.json").read_text())]
         except FileNotFoundError:
             return []
+        except (ValueError, TypeError) as error:
+            raise self.damaged(f"its index cannot be read: {error}") from error
 
-    def write_index(self, episodes: Sequence[tuple[str, int]]) -> None:
+    def damaged(self, problem: str) -> ValueError:
+        return ValueError(f"{self.path} is damaged ({problem}); delete that folder, its episodes are then decoded anew")
+
+    def write_index(self, episodes: Sequence[tuple[str, int, int]]) -> None:
+        """Count these episodes, whose rows are written."""
+        for rows in self.path.glob("*.bin"):
+            sync(rows)
         new = self.path / "index.json.new"
         new.write_text(json.dumps(episodes))
+        sync(new)
         os.replace(new, self.path / "index.json")
+        sync(self.path)
 
     def touch(self) -> None:
         """Say that it is in use."""
@@ -186,28 +214,26 @@ class _Pack:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Whether nobody else writes it; nobody does while the block runs."""
-        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Somebody may have removed the pack between the two calls.
-            yield os.fstat(handle).st_nlink > 0
-        except BlockingIOError:
-            yield False
-        finally:
-            os.close(handle)
+        """Whether nobody else writes it; nobody does while the block runs. Not either where it was just removed."""
+        with ExitStack() as opened:
+            try:
+                handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT)
+                opened.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = os.path.samestat(os.fstat(handle), (self.path / "lock").stat())  # or removed between the calls
+            except (BlockingIOError, FileNotFoundError):
+                mine = False
+            yield mine
 
     def remove(self) -> int:
         """Bytes that it held; 0 where it is being written, or gone."""
-        try:
-            with self.locked() as mine:
-                size = self.bytes
-                if mine:
-                    shutil.rmtree(self.path)
-                    return size
-        except FileNotFoundError:
-            pass  # another run has removed it
-        return 0
+        with self.locked() as mine:
+            if not mine:
+                return 0
+            size, aside = self.bytes, self.path.with_name(f".removing-{self.path.name}")
+            os.replace(self.path, aside)  # at once: nobody shall begin to write into half a pack
+            shutil.rmtree(aside)
+            return size
 
 
 class _Rows:
@@ -215,12 +241,15 @@ class _Rows:
 
     def __init__(self, cache: Cache, name: str, shapes: dict[str, tuple[int, ...]], dtype: type[np.generic]) -> None:
         self._cache, self._shapes, self._dtype = cache, shapes, np.dtype(dtype)
-        kind = json.dumps([self._dtype.name, [[name, list(shape)] for name, shape in shapes.items()]])
+        kind = json.dumps([_VERSION, self._dtype.name, [[name, list(shape)] for name, shape in shapes.items()]])
         self._folder = cache.root / name / hashlib.sha256(kind.encode()).hexdigest()[:16]
         self._row_bytes = {name: math.prod(shape) * self._dtype.itemsize for name, shape in shapes.items()}
         self._maps: list[dict[str, ndarray]] = []
         self._map_of = np.zeros(0, np.int64)
         self._row_of = np.zeros(0, np.int64)
+        self._episode_of = np.zeros(0, np.int64)
+        self._place: list[_Place] = []
+        self._is_checked = np.zeros(0, bool)
 
     def update(self, store: Experience, make: Callable[[int], dict[str, ndarray]], verb: str) -> int:
         """Add `make(i)` for every episode i that is in no pack, and map all rows; how many episodes that were."""
@@ -230,18 +259,18 @@ class _Rows:
             found, number = self._scan(), {episode: i for i, episode in enumerate(wanted)}
             missing = {episode: i for episode, i in number.items() if episode not in found}
             needed = sum(steps for _, steps in missing) * sum(self._row_bytes.values())
-            self._cache.make_room(needed, {pack for episode, (pack, _) in found.items() if episode in number})
+            self._cache.make_room(needed, {pack for episode, (pack, *_) in found.items() if episode in number})
             self._build(missing, make, verb)
             made += len(missing)
         return made
 
-    def _scan(self) -> dict[tuple[str, int], tuple[Path, int]]:
-        """Episode -> its pack and first row there."""
+    def _scan(self) -> dict[tuple[str, int], tuple[Path, int, int]]:
+        """Episode -> its pack, its first row there, and its CRC-32."""
         found = {}
         for path in sorted(self._folder.glob("pack-*")):
             row = 0
-            for digest, steps in _Pack(path).episodes():
-                found[digest, steps] = path, row
+            for digest, steps, crc in _Pack(path).episodes():
+                found[digest, steps] = path, row, crc
                 row += steps
         return found
 
@@ -253,10 +282,7 @@ class _Rows:
         packs = list(dict.fromkeys(found[episode][0] for episode in wanted))
         try:
             maps = [self._open(pack) for pack in packs]
-        except (
-            FileNotFoundError,
-            ValueError,
-        ):  # just removed by another run; np.memmap says ValueError of an empty file
+        except FileNotFoundError:  # just removed by another run
             return False
         numbers = {pack: number for number, pack in enumerate(packs)}
         self._maps = maps
@@ -264,16 +290,32 @@ class _Rows:
             np.int64
         )
         self._row_of = np.concatenate([np.zeros(0, np.int64), *[found[e][1] + np.arange(e[1]) for e in wanted]])
+        self._episode_of = np.repeat(np.arange(len(wanted)), [steps for _, steps in wanted])
+        self._place = [(*found[episode], episode[1]) for episode in wanted]
+        self._is_checked = np.array([place in _CHECKED for place in self._place], bool)
         for pack in packs:
             _Pack(pack).touch()
         return True
 
     def _open(self, pack: Path) -> dict[str, ndarray]:
-        rows = sum(steps for _, steps in _Pack(pack).episodes())
+        rows = sum(steps for _, steps, _ in _Pack(pack).episodes())
+        for name, row_bytes in self._row_bytes.items():
+            if (pack / f"{name}.bin").stat().st_size < rows * row_bytes:
+                raise _Pack(pack).damaged(f"{name}.bin is shorter than its index says")
         return {
             name: np.memmap(pack / f"{name}.bin", self._dtype, "r", shape=(rows, *shape))
             for name, shape in self._shapes.items()
         }
+
+    def _check(self, episodes: ndarray) -> None:
+        """Compare the rows of these episodes with their CRC-32. Raises ValueError where one differs."""
+        for episode in np.unique(episodes).tolist():
+            pack, first, crc, steps = self._place[episode]
+            maps = self._maps[self._map_of[np.searchsorted(self._episode_of, episode)]]
+            if _crc([maps[name][first : first + steps] for name in self._shapes]) != crc:
+                raise _Pack(pack).damaged(f"rows {first} to {first + steps - 1} are not what was written")
+            self._is_checked[episode] = True
+            _CHECKED.add(self._place[episode])
 
     def _build(self, missing: dict[tuple[str, int], int], make: Callable[[int], dict[str, ndarray]], verb: str) -> None:
         todo = list(missing.items())
@@ -292,7 +334,7 @@ class _Rows:
     ) -> list[tuple[tuple[str, int], int]]:
         """Append episodes to a pack until it is full; the episodes that are left."""
         episodes = pack.episodes()
-        start, committed = sum(steps for _, steps in episodes), time.monotonic()
+        start, committed = sum(steps for _, steps, _ in episodes), time.monotonic()
         while todo and start * sum(self._row_bytes.values()) <= _PACK_BYTES:
             (digest, steps), index = todo[0]
             parts = make(index)
@@ -301,7 +343,7 @@ class _Rows:
                     raise ValueError(f"{verb}: got shape {parts[name].shape}, expected {(steps, *shape)}")
                 self._write(pack.path / f"{name}.bin", start * self._row_bytes[name], parts[name])
             start += steps
-            episodes.append((digest, steps))
+            episodes.append((digest, steps, _crc([np.asarray(parts[name], self._dtype) for name in self._shapes])))
             todo = todo[1:]
             bar.update()
             if time.monotonic() - committed > _COMMIT_SECONDS:
@@ -338,6 +380,9 @@ class _Rows:
                 f"frames {indices.min()} to {indices.max()} of {len(self._row_of)} cached ones; "
                 "call update() after the store has grown"
             )
+        episodes = self._episode_of[indices]
+        if not (known := self._is_checked[episodes]).all():
+            self._check(episodes[~known])
         maps, rows = self._map_of[indices], self._row_of[indices]
         out = np.empty((len(indices), *self._shapes[name]), self._dtype)
         for number in np.unique(maps):

@@ -79,6 +79,8 @@ def with_roots(
     Raises:
         ValueError: there is neither, or they do not go together (see `Mixture`), or no root has a camera to rename.
     """
+    if recorded is not None and "recorded" in roots:
+        raise ValueError("the run's own store is called recorded; give --experience.recorded another name")
     opened = {name: open_root(name, config) for name, config in roots.items()}
     parts: dict[str, tuple[Experience, float | None]] = {
         name: (part, roots[name].ratio) for name, part in renamed(opened, rename or {}).items()
