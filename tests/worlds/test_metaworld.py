@@ -208,3 +208,17 @@ def test_first_state_of_an_episode_shows_its_own_scene():
         faucet = world._scene.sim.obj_init_pos
         # The faucet's handle, 17.5 cm long, points at the robot; it is seen 1.5 cm to the left, 17.5 cm before the base.
         np.testing.assert_allclose(state[4:6], [faucet[0] - 0.015, faucet[1] - 0.175], atol=1e-6)
+
+
+@pytest.mark.parametrize("task", ["assembly-v3", "pick-place-v3"])
+def test_the_expert_opens_a_gripper_that_somebody_else_has_closed(task):
+    world = MetaWorld(MetaWorldConfig(task=task, observations="state", max_steps=100))
+    world.reset(seed=0)
+    for _ in range(10):  # half a second to close it in, away from the object
+        state = world.step(np.array([0, 0, 0.5, 1], np.float32))[0]["observation.state"]
+    assert state[3] < 0.5  # of 1, wide open
+    ended = succeeded = False
+    while not ended:
+        _, _, succeeded, timeout, _ = world.step(world.expert_action())
+        ended = succeeded or timeout
+    assert succeeded

@@ -247,9 +247,17 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         return tuple(model.camera(i).name for i in range(model.ncam))
 
     def expert_action(self) -> NDArray[np.float32]:
-        """What the scripted expert, who sees the simulator's full state, would do now: (4,) in [-1, 1]."""
+        """What the scripted expert, who sees the simulator's full state, would do now: (4,) in [-1, 1].
+
+        Meta-World's scripts count on a gripper that is open, as at a reset, and where they do not hold anything several
+        command a grip of 0, which leaves it as it is. After a policy has closed it they would never grasp anything again;
+        so 0 becomes -1, to open it.
+        """
         action = self._scene.expert.get_action(self._sim_observation)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        action = np.clip(action, -1.0, 1.0).astype(np.float32)
+        if action[3] == 0.0:
+            action[3] = -1.0
+        return action
 
     def progress(self) -> float:
         """Meta-World's shaped reward, 0 to 10: how far the task has come. For the scripted human and for
