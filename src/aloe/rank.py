@@ -18,7 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, assert_never
+from typing import Any, Final, Literal, assert_never, get_args
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from aloe.value.evaluate import evaluate_windows
 from aloe.value.fit import FitConfig, fit_critic
 
 Estimator = Literal["aloe", "monte-carlo", "fqe"]
+ESTIMATORS: Final[tuple[Estimator, ...]] = get_args(Estimator)
 BEST = (1, 3)
 """The k of regret@k."""
 
@@ -53,7 +54,7 @@ class Rank:
     """Run folder."""
     steps: int = 1000
     """Gradient steps of each estimator for each version, from scratch."""
-    estimators: tuple[Estimator, ...] = ("aloe", "monte-carlo", "fqe")
+    estimators: tuple[Estimator, ...] = ESTIMATORS
     """What is compared."""
 
     def __post_init__(self) -> None:

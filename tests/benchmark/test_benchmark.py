@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ import pandas as pd
 import pytest
 
 from aloe import cli
-from aloe.benchmark.cells import Cell, play_cell, play_start
+from aloe.benchmark import cells
+from aloe.benchmark.cells import Cell, play_cell, play_start, rank_cell
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
@@ -38,6 +40,10 @@ def play(root: Path, methods=METHODS_PLAYED, seeds=SEEDS, suite: Suite = SMALL, 
     said: list[str] = []
     run_benchmark(suite, methods, seeds, folder=root / "runs", results=root / "results", jobs=jobs, say=said.append)
     return said
+
+
+def rank(root: Path) -> None:
+    run_benchmark(SMALL, ("aloe",), (0,), folder=root / "runs", results=root / "results", jobs=1, rank=True)
 
 
 def rows(root: Path) -> pd.DataFrame:
@@ -155,6 +161,49 @@ def test_a_killed_benchmark_goes_on_and_ends_with_the_same_rows(played, tmp_path
     for method in METHODS_PLAYED:
         weights = Path("runs") / "small" / f"{method}-0" / "rounds/002/pretrained_model/model.safetensors"
         assert (tmp_path / weights).read_bytes() == (played[0] / weights).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_finished_cell_is_ranked_once_and_keeps_its_other_rows(played, tmp_path, monkeypatch):
+    shutil.copytree(played[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(cells, "RANK_STEPS", 4)
+    cell = Cell.of(SMALL, "aloe", 0, tmp_path / "runs", tmp_path / "results")
+    before = rows(tmp_path)
+    assert not cell.is_ranked
+    rank_cell(cell, lambda line: None)
+    after = rows(tmp_path)
+    assert cell.is_ranked
+    pd.testing.assert_frame_equal(after.drop(columns="ranking"), before.drop(columns="ranking"))
+    mine = after[(after["method"] == "aloe") & (after["seed"] == 0)]
+    said = [json.loads(text) for text in mine["ranking"]]
+    assert [(one["version"], one["steps"]) for one in said] == [(0, 4), (1, 4), (2, 4)]
+    assert [one["success"] for one in said] == (mine["successes"] / 3).tolist()
+    assert after["ranking"].notna().sum() == 3
+    said_before: list[str] = []
+    rank_cell(cell, said_before.append)
+    assert said_before == []
+
+
+@pytest.mark.slow
+def test_only_what_is_finished_and_still_there_can_be_ranked(played, tmp_path):
+    with pytest.raises(ValueError, match="aloe-0 is not finished, so it cannot be ranked"):
+        rank(tmp_path)
+    shutil.copytree(played[0] / "results", tmp_path / "results")
+    with pytest.raises(ValueError, match=r"aloe-0 cannot be ranked, its folder .*aloe-0 is gone"):
+        rank(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_rows_of_a_round_say_what_its_critics_were_worth(played):
+    found = rows(played[0])
+    assert found.loc[found["method"] == "sft", "trust"].isna().all()
+    summary = json.loads((played[0] / "runs" / "small" / "aloe-1" / "summary.json").read_text())
+    for row in found[(found["method"] == "aloe") & (found["seed"] == 1)].itertuples():
+        entry = summary["rounds"][row.round]
+        if row.round:
+            assert json.loads(row.trust) == {"trust": entry["trust"], "warnings": entry["warnings"]}
+        else:
+            assert row.trust is pd.NA
 
 
 @pytest.mark.slow

@@ -1,8 +1,11 @@
 """Tables and plots, from rows alone."""
 
+import json
+
 import pandas as pd
 import pytest
 
+from aloe.benchmark.critics import critics_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION
@@ -41,6 +44,8 @@ def rows(more: tuple[str, ...] = ("disturbance",)) -> list[dict]:
                             "start_hash": "abc",
                             "commit": "1234567",
                             "machine": "2 cores",
+                            "trust": None,
+                            "ranking": None,
                         }
                     )
     return made
@@ -142,3 +147,36 @@ def test_seeds_from_another_start_are_not_paired():
     assert "| `sft` | 1 | +50 | 1.00 (1.00 to 1.00) |" in section  # of seed 0 alone: 90 - 40
     apart["start_hash"] = apart["method"]
     assert "| `sft` | 0 | - | 1.00 (1.00 to 1.00) |" in suite_section(apart, "x.png")
+
+
+def judged() -> pd.DataFrame:
+    """`table` with critics of aloe in round 1, judged and ranked; the critics of seed 1 were warned of."""
+    found = table()
+    mine = (found["method"] == "aloe") & (found["measurement"] == PLAIN)
+    for seed, (correlation, warnings) in enumerate([(0.9, []), (0.7, ["too high"])]):
+        numbers = {"episodes": 20, "value_rank_correlation": correlation, "q_samples": -0.5, "q_executed": -0.75}
+        text = json.dumps({"trust": numbers, "warnings": warnings})
+        found.loc[mine & (found["seed"] == seed) & (found["round"] == 1), "trust"] = text
+        for version in (0, 1):
+            predicted = [version, 1 - version][seed]  # seed 0 in the right order, seed 1 in the wrong one
+            values = dict.fromkeys(("aloe", "monte-carlo", "fqe"), predicted)
+            said = {"version": version, "success": 0.5 + version / 10, "return": -1.0 + version, **values}
+            where = mine & (found["seed"] == seed) & (found["round"] == version)
+            found.loc[where, "ranking"] = json.dumps(said | {"steps": 500, "seconds": 60.0})
+    return found
+
+
+def test_the_critics_figures_follow_from_the_rows():
+    text = "\n".join(critics_section(judged()))
+    assert "judged on 20 fresh episodes" in text
+    # correlation 0.9 and 0.7; samples 0.25 above executed in both; one seed of two was warned of
+    row = "| `aloe` | 1 | 2 | 0.80 (0.70 to 0.90) | - | - | - | - | - | - | +0.25 (+0.25 to +0.25) | - | - | 1 |"
+    assert row in text
+    # Spearman 1 and -1; the best version is picked once, and once the worst
+    assert "| `aloe` | `fqe` | return | 2 | 2 | 0.00 (-1.00 to 1.00) | 0.50 (0.00 to 1.00) | - |" in text
+    assert critics_section(table()) == []
+
+
+def test_the_command_of_a_ranking_stands_beside_its_figures():
+    assert "    aloe benchmark small --methods aloe --seeds 0 1 --rank\n" in suite_section(judged(), None)
+    assert "--rank" not in suite_section(table(), None)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from aloe.benchmark.results import Results, cell_seconds, start_seconds
+from aloe.benchmark.results import Results, cell_seconds, ranking_seconds, start_seconds
 
 
 def row(method: str = "aloe", seed: int = 0, index: int = 0, **values: Any) -> dict[str, Any]:
@@ -35,6 +35,8 @@ def row(method: str = "aloe", seed: int = 0, index: int = 0, **values: Any) -> d
         "start_hash": "abc",
         "commit": "1234567",
         "machine": "here",
+        "trust": None,
+        "ranking": None,
         **values,
     }
 
@@ -75,6 +77,11 @@ def test_the_common_start_is_no_cost_of_a_cell():
     rows = pd.DataFrame([row(shared_seconds=7.0), row(index=1, shared_seconds=1.0)])
     assert cell_seconds(rows) == pytest.approx(6.0)
     assert start_seconds(rows) == pytest.approx(8.0)
+
+
+def test_the_seconds_of_a_ranking_are_those_of_its_versions():
+    rows = pd.DataFrame([row(), row(index=1, ranking='{"seconds": 60.5}'), row(index=2, ranking='{"seconds": 2.0}')])
+    assert ranking_seconds(rows) == pytest.approx(62.5)
 
 
 def test_missing_and_foreign_files_are_named(tmp_path):

@@ -8,10 +8,11 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -29,7 +30,11 @@ from aloe.benchmark.start import (
 from aloe.benchmark.suites import Suite, method_config
 from aloe.config import RunConfig, unread_groups
 from aloe.loop import Say, run_circle
+from aloe.rank import ESTIMATORS, rank_run
 from aloe.run import RunFolder, from_plain, to_plain
+
+RANK_STEPS: Final = 500
+"""Steps of each estimator for each policy version that is ranked: those of one round of a suite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +101,11 @@ class Cell:
     def is_finished(self) -> bool:
         return Results(self.results, self.suite).finished(self.method, self.seed, self.config_hash)
 
+    @property
+    def is_ranked(self) -> bool:
+        rows = Results(self.results, self.suite).cell(self.method, self.seed, self.config_hash)
+        return bool(rows["ranking"].notna().any())
+
 
 def _start_hash(config: RunConfig) -> str:
     """Of what shapes the common start, but for the seed."""
@@ -125,6 +135,23 @@ def play_cell(cell: Cell, say: Say = print) -> None:
         shutil.rmtree(run.cache, ignore_errors=True)  # the largest part of a run, and it can be made anew
 
 
+def rank_cell(cell: Cell, say: Say = print) -> None:
+    """Adds to the rows of a finished cell what `aloe rank` says of its policy versions; goes on where it was killed."""
+    with waiting_lock(cell.root.with_name(cell.name + ".lock")):
+        if cell.is_ranked:
+            return
+        before = time.monotonic()
+        content = rank_run(cell.root, RANK_STEPS, ESTIMATORS, say)
+        seconds = (time.monotonic() - before) / len(content["versions"])
+        results = Results(cell.results, cell.suite)
+        rows = results.cell(cell.method, cell.seed, cell.config_hash).copy()
+        for version in content["versions"]:
+            mine = (rows["round"] == version["version"]) & (rows["measurement"] == PLAIN)
+            rows.loc[mine, "ranking"] = json.dumps(version | {"steps": RANK_STEPS, "seconds": round(seconds, 1)})
+        results.add(rows)
+        shutil.rmtree(RunFolder(cell.root).cache, ignore_errors=True)
+
+
 def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
     """The measurements of a finished run: every round, and what else the first and the last were measured in."""
     rows, last = [], cell.config.rounds
@@ -148,9 +175,16 @@ def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
                     "start_hash": _start_hash(cell.config),
                     "commit": commit,
                     "machine": machine(),
+                    "trust": _trust(entry) if measurement == PLAIN else None,
+                    "ranking": None,
                 }
             )
     return rows
+
+
+def _trust(entry: dict[str, Any]) -> str | None:
+    """What the round's summary says of its critics, if it has any."""
+    return json.dumps({name: entry[name] for name in ("trust", "warnings")}) if "trust" in entry else None
 
 
 def _success(run: RunFolder, index: int, stage: str, episodes: int) -> dict[str, Any]:
@@ -215,7 +249,7 @@ def main() -> None:
         cell = from_plain(Cell, order["cell"])
         if cell.config_hash != order["hash"]:
             raise ValueError("the code has changed since the benchmark was started; start it again")
-        (play_start if order["what"] == "start" else play_cell)(cell, say)
+        {"start": play_start, "cell": play_cell, "rank": rank_cell}[order["what"]](cell, say)
     except (ValueError, OSError) as error:
         print(f"{' '.join(str(error).split())}", flush=True)
         sys.exit(2)

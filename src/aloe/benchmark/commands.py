@@ -31,6 +31,8 @@ class Benchmark:
     """Gets SUITE.parquet."""
     jobs: int | None = None
     """Cells at once; one a core by default."""
+    rank: bool = False
+    """Play nothing, but let the critics rank the policy versions of the finished cells, as `aloe rank` does."""
 
     def main(self) -> None:
         suite = find_suite(self.suite)
@@ -41,6 +43,7 @@ class Benchmark:
             folder=self.output_dir,
             results=self.results,
             jobs=self.jobs,
+            rank=self.rank,
             say=_say,
         )
         _say(f"all of it is in {self.results / f'{suite.name}.parquet'}; aloe benchmark-report {suite.name} shows it")

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from aloe.benchmark.critics import critics_section
 from aloe.benchmark.results import Results
 from aloe.benchmark.suites import ABLATION, METHODS, REFERENCE
 from aloe.benchmark.tables import curve, methods_of, suite_section
@@ -36,7 +37,7 @@ def write_report(suites: Sequence[str], results: Path, page: Path) -> list[Path]
     pictures = {suite: page.with_name(f"benchmark-{suite}.png") for suite in suites if suite != ABLATION}
     for suite in suites:
         picture = pictures[suite].name if suite in pictures else None
-        text = replace_section(text, suite, suite_section(rows[suite], picture), page)
+        text = replace_section(text, suite, suite_section(rows[suite], picture, critics_section(rows[suite])), page)
     for suite, path in pictures.items():
         draw_curves(rows[suite], path)
     write_text(page, text)

@@ -1,6 +1,7 @@
 """The raw results of a suite: one small parquet file, one row a measurement. Tables and plots need nothing else."""
 
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ COLUMNS: Final[dict[str, str]] = {
     "shared_seconds": "float64",  # the part of the three above that belongs to the common start
     "config_hash": "str",  # of all options but the seed
     "start_hash": "str",  # of those that shape the common start
+    "trust": "string",  # JSON: numbers and warnings about the round's critics, as in `summary.json`; missing without any
+    "ranking": "string",  # JSON: what `aloe rank` says of the round's policy version; missing where it was not asked
     "commit": "str",
     "machine": "str",
 }
@@ -74,7 +77,7 @@ class Results:
         rows = self.read() if self.path.exists() else pd.DataFrame(columns=pd.Index(COLUMNS))
         return rows.loc[(rows["method"] == method) & (rows["seed"] == seed) & (rows["config_hash"] == config_hash)]
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
+    def add(self, rows: list[dict[str, Any]] | pd.DataFrame) -> None:
         """Adds the rows of whole cells; older rows of these cells, under whatever config, go."""
         added = pd.DataFrame(rows, columns=pd.Index(COLUMNS)).astype(COLUMNS)
         with self._locked():
@@ -116,3 +119,8 @@ def cell_seconds(rows: pd.DataFrame) -> float:
 def start_seconds(rows: pd.DataFrame) -> float:
     """What the common start of a cell took."""
     return float(rows["shared_seconds"].sum())
+
+
+def ranking_seconds(rows: pd.DataFrame) -> float:
+    """What ranking the policy versions of a cell took; 0 where they were not ranked."""
+    return sum(json.loads(text)["seconds"] for text in rows["ranking"].dropna())

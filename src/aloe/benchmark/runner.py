@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from aloe.benchmark.cells import Cell
-from aloe.benchmark.results import PLAIN, Results, by_cell, cell_seconds, start_seconds
+from aloe.benchmark.results import PLAIN, Results, by_cell, cell_seconds, ranking_seconds, start_seconds
 from aloe.benchmark.start import StartConfig, check_folder, is_made
 from aloe.benchmark.suites import Suite
 from aloe.loop import Say
+from aloe.rank import open_run
 from aloe.run import to_plain
 
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
@@ -30,15 +31,15 @@ _POLL_SECONDS: Final = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What one process does: make a common start, or play a cell."""
+    """What one process does: make a common start, play a cell, or let the critics rank a finished cell's policies."""
 
-    what: Literal["start", "cell"]
+    what: Literal["start", "cell", "rank"]
     cell: Cell
     """For a start, any cell that begins there."""
 
     @property
     def name(self) -> str:
-        return self.cell.start_name if self.what == "start" else self.cell.name
+        return {"start": self.cell.start_name, "cell": self.cell.name, "rank": f"{self.cell.name}-rank"}[self.what]
 
     @property
     def log(self) -> Path:
@@ -83,17 +84,20 @@ def run_benchmark(
     folder: Path,
     results: Path,
     jobs: int | None = None,
+    rank: bool = False,
     say: Say = print,
 ) -> None:
     """Plays every cell that is not finished. The same call again goes on where it was stopped, also by a kill.
 
     Args:
+        rank: play nothing, but let the critics rank the policy versions of every finished cell (`aloe.rank`).
         folder: gets a folder for the suite with the runs in it; needed until the cells are finished.
         results: gets `<suite>.parquet`.
         jobs: cells at once; by default one a core.
 
     Raises:
-        ValueError: an unknown method or seed, folders of another config, or cells that failed (after all others).
+        ValueError: an unknown method or seed, folders of another config, cells that cannot be ranked, or cells that failed
+            (after all others).
     """
     if not methods or not seeds:
         raise ValueError("nothing to play: name at least one method and one seed")
@@ -103,11 +107,17 @@ def run_benchmark(
     if jobs < 1:
         raise ValueError("at least one cell must be played at a time: --jobs")
     cells = [Cell.of(suite, method, seed, folder, results) for seed in seeds for method in methods]
-    left = [cell for cell in cells if not cell.is_finished]
-    check_starts(left)
+    if rank:
+        left = [cell for cell in cells if not cell.is_ranked]
+        check_can_be_ranked(left)
+        waiting, done = [Job(what="rank", cell=cell) for cell in left], "ranked"
+    else:
+        left = [cell for cell in cells if not cell.is_finished]
+        check_starts(left)
+        waiting, done = [Job(what="cell", cell=cell) for cell in left], "finished"
     if len(left) < len(cells):
-        say(f"{len(cells) - len(left)} of {len(cells)} cells are finished already")
-    _Play(suite.name, cells, left, jobs, say).run()
+        say(f"{len(cells) - len(left)} of {len(cells)} cells are {done} already")
+    _Play(suite.name, cells, waiting, jobs, say).run()
 
 
 def check_starts(cells: Sequence[Cell]) -> None:
@@ -124,21 +134,33 @@ def check_starts(cells: Sequence[Cell]) -> None:
         check_folder(cell.root, cell.config)
 
 
+def check_can_be_ranked(cells: Sequence[Cell]) -> None:
+    """Raises ValueError if a cell is not finished, its folder is gone, or it has nothing that could be ranked."""
+    for cell in cells:
+        if not cell.is_finished:
+            raise ValueError(f"{cell.name} is not finished, so it cannot be ranked; first play it, without --rank")
+        if not cell.root.is_dir():
+            raise ValueError(
+                f"{cell.name} cannot be ranked, its folder {cell.root} is gone; play it anew with another --results"
+            )
+        open_run(cell.root)
+
+
 class _Play:
     """The cells of one call, on their way."""
 
-    def __init__(self, suite: str, cells: list[Cell], left: list[Cell], jobs: int, say: Say) -> None:
+    def __init__(self, suite: str, cells: list[Cell], jobs_left: list[Job], jobs: int, say: Say) -> None:
         self.suite, self.cells, self.jobs, self.say = suite, cells, jobs, say
         self.waiting: list[Job] = []
         self.begun: set[str] = set()
         """Starts that are there."""
-        for start in dict.fromkeys(cell.start_name for cell in left):
-            mine = [cell for cell in left if cell.start_name == start]
-            if is_made(mine[0].start, mine[0].perturbations):
+        for start in dict.fromkeys(job.cell.start_name for job in jobs_left):
+            mine = [job for job in jobs_left if job.cell.start_name == start]
+            if mine[0].what == "rank" or is_made(mine[0].cell.start, mine[0].cell.perturbations):
                 self.begun.add(start)
             else:
-                self.waiting.append(Job(what="start", cell=mine[0]))
-            self.waiting += [Job(what="cell", cell=cell) for cell in mine]
+                self.waiting.append(Job(what="start", cell=mine[0].cell))
+            self.waiting += mine
         self.running: list[_Running] = []
         self.failed: list[Job] = []
 
@@ -170,6 +192,7 @@ class _Play:
             return
         if job.what == "start":
             self.begun.add(job.cell.start_name)
+        if job.what != "cell":
             self.say(f"{self.suite} {job.name}: made in {duration(took)}; {self._outlook()}")
         else:
             rows = Results(job.cell.results, self.suite).cell(job.cell.method, job.cell.seed, job.cell.config_hash)
@@ -181,12 +204,12 @@ class _Play:
 
     def _outlook(self) -> str:
         """How much is left, and for how long."""
-        left = sum(job.what == "cell" for job in [*self.waiting, *(one.job for one in self.running)])
+        left = [job.what for job in [*self.waiting, *(one.job for one in self.running)] if job.what != "start"]
         if not left:
             return "nothing left"
         seconds = self.seconds_left()
         about = "time left not known yet" if seconds is None else f"about {duration(seconds)} left"
-        return f"{left} of {len(self.cells)} cells to play, {about}"
+        return f"{len(left)} of {len(self.cells)} cells to {'rank' if 'rank' in left else 'play'}, {about}"
 
     def seconds_left(self) -> float | None:
         """From the measured seconds of the suite's finished cells: of the same method, or of all. None before the first."""
@@ -194,7 +217,11 @@ class _Play:
         if not results.path.exists():
             return None
         finished = by_cell(results.read())
-        cost = {key: cell_seconds(rows) for key, rows in finished.items()}
+        ranking = any(job.what == "rank" for job in [*self.waiting, *(one.job for one in self.running)])
+        cost = {key: ranking_seconds(rows) if ranking else cell_seconds(rows) for key, rows in finished.items()}
+        cost = {key: seconds for key, seconds in cost.items() if seconds}
+        if not cost:
+            return None
         start = [start_seconds(rows) for rows in finished.values()]
 
         def expected(job: Job) -> float:

@@ -46,25 +46,27 @@ def check_comparable(rows: pd.DataFrame) -> int:
     return most
 
 
-def suite_section(rows: pd.DataFrame, picture: str | None) -> str:
-    """Everything that the docs say about a suite's results, without a heading. picture: file of its curves, if any."""
+def suite_section(rows: pd.DataFrame, picture: str | None, critics: Sequence[str] = ()) -> str:
+    """Everything that the docs say about a suite's results, without a heading. picture: file of its curves, if any.
+    critics: paragraphs about the critics."""
     last = check_comparable(rows)
     observations, episodes = rows["observations"].iloc[0], rows["evaluation_episodes"].iloc[0]
     parts = [
         f"Observations: **{observations}**. Round {last}, {episodes} evaluation episodes a seed and measurement; success "
         "in percent, interquartile mean over seeds with its 95 % interval. *Critics choosing*: the same policy "
         "with the best of its chunks by the critics executed, where the method's success is that of the policy alone.",
-        _table(_HEAD, [_method_row(rows, method, last) for method in methods_of(rows)]),
+        markdown_table(_HEAD, [_method_row(rows, method, last) for method in methods_of(rows)]),
     ]
     if REFERENCE in set(rows["method"]) and len(methods_of(rows)) > 1:
         parts += [
             f"`{REFERENCE}` against each: mean difference in percentage points over the seeds that both have, each pair "
             f"from the same start; probability that a seed of `{REFERENCE}` beats one of the other.",
-            _table(_AGAINST, [_against(rows, other, last) for other in methods_of(rows) if other != REFERENCE]),
+            markdown_table(_AGAINST, [_against(rows, other, last) for other in methods_of(rows) if other != REFERENCE]),
         ]
     if picture is not None:
         parts.append(f"![success over episodes and over human steps]({picture})")
     parts += [
+        *critics,
         _commands(rows),
         _origin(rows),
         _details(rows),
@@ -147,6 +149,12 @@ def _commands(rows: pd.DataFrame) -> str:
         f"    aloe benchmark {suite} --methods {' '.join(methods)} --seeds {' '.join(map(str, seeds))}"
         for seeds, methods in by_seeds.items()
     ]
+    ranked = rows.loc[rows["ranking"].notna()]
+    if len(ranked):
+        methods, seeds = methods_of(ranked), sorted({int(seed) for seed in ranked["seed"]})
+        lines.append(
+            f"    aloe benchmark {suite} --methods {' '.join(methods)} --seeds {' '.join(map(str, seeds))} --rank"
+        )
     return "\n".join([*lines, f"    aloe benchmark-report {suite}"])
 
 
@@ -179,11 +187,11 @@ def _details(rows: pd.DataFrame) -> str:
         given = (row[name] for name in ("seed", "round", "measurement", "episodes", "human_steps", "takeovers"))
         won = f"{row['successes']} of {row['evaluation_episodes']}"
         lines.append([f"`{row['method']}`", *given, won, steps, f"{row['throughput']:.0f}"])
-    table = _table(_EVERY, lines)
+    table = markdown_table(_EVERY, lines)
     return f"<details>\n<summary>Every seed and round</summary>\n\n{table}\n\n</details>"
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
+def markdown_table(head: Sequence[str], lines: Sequence[Sequence[object]]) -> str:
     every = [head, ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in every)
 

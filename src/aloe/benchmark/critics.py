@@ -1,0 +1,108 @@
+"""How far the critics of a suite could be trusted, as Markdown, from its rows alone; docs/trust.md explains the numbers."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from aloe.benchmark.results import PLAIN
+from aloe.benchmark.suites import REFERENCE
+from aloe.benchmark.tables import markdown_table, methods_of
+from aloe.rank import ESTIMATORS, measures
+
+Numbers = Mapping[str, float | None]
+
+
+def _samples_above(numbers: Numbers) -> float | None:
+    samples, executed = numbers.get("q_samples"), numbers.get("q_executed")
+    return None if samples is None or executed is None else samples - executed
+
+
+_COLUMNS: Final[dict[str, tuple[str, Callable[[Numbers], float | None]]]] = {
+    "rank correlation of V": (".2f", lambda n: n.get("value_rank_correlation")),
+    "bias of V": ("+.2f", lambda n: n.get("value_bias")),
+    "error of V": (".2f", lambda n: n.get("value_mean_absolute_error")),
+    "spread and error": ("+.2f", lambda n: n.get("spread_error_correlation")),
+    "steps from drop to failure": (".0f", lambda n: n.get("credit_distance")),
+    "by chance": (".0f", lambda n: n.get("credit_distance_of_chance")),
+    "AUC of takeovers": (".2f", lambda n: n.get("takeover_auc")),
+    "samples above executed": ("+.2f", _samples_above),
+    "above the best return": (".0%", lambda n: n.get("above_best_at_step")),
+    "effective share": (".2f", lambda n: n.get("effective_share")),
+}
+"""Heading -> how it is written, and where it comes from in the numbers of a `trust` stage."""
+_RANKING: Final = ("method", "estimator", "against", "seeds", "versions", "Spearman", "regret@1", "regret@3")
+
+
+def critics_section(rows: pd.DataFrame) -> list[str]:
+    """Paragraphs and tables about the critics; none where no critic was judged."""
+    plain = rows.loc[rows["measurement"] == PLAIN]
+    judged, ranked = (plain.loc[plain[name].notna()] for name in ("trust", "ranking"))
+    parts = []
+    if len(judged):
+        episodes = json.loads(judged["trust"].iloc[0])["trust"]["episodes"]
+        parts += [
+            f"**The critics**, judged on {episodes} fresh episodes of the policy that they evaluated "
+            "([trust.md](trust.md)): mean over seeds, in brackets the lowest and the highest. "
+            f"`{REFERENCE}` in all rounds, the others in the last. *Warnings*: seeds with at least one.",
+            markdown_table(
+                ("method", "round", "seeds", *_COLUMNS, "warnings"),
+                [_trust_row(mine, method, index) for method, index, mine in _judgements(judged)],
+            ),
+        ]
+    if len(ranked):
+        steps = json.loads(ranked["ranking"].iloc[0])["steps"]
+        parts += [
+            "**Would the critic have picked the best policy version?** Critics trained from scratch under each version on "
+            f"the run's final store, {steps} steps each, against what was measured "
+            "([`aloe rank`](trust.md#ranking-aloe-rank-run)); mean over seeds, in brackets the lowest and the highest.",
+            markdown_table(_RANKING, [row for method in methods_of(ranked) for row in _ranking_rows(ranked, method)]),
+        ]
+    return parts
+
+
+def _judgements(judged: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
+    """(method, round, its rows) in the order of the table."""
+    last = int(judged["round"].max())
+    found = []
+    for method in methods_of(judged):
+        mine = judged.loc[judged["method"] == method]
+        rounds = sorted(set(mine["round"])) if method == REFERENCE else [last]
+        found += [(method, int(index), mine.loc[mine["round"] == index]) for index in rounds]
+    return found
+
+
+def _trust_row(mine: pd.DataFrame, method: str, index: int) -> list[str]:
+    said = [json.loads(text) for text in mine["trust"]]
+    cells = [_mean_and_ends([number(one["trust"]) for one in said], form) for form, number in _COLUMNS.values()]
+    return [f"`{method}`", str(index), str(len(said)), *cells, str(sum(bool(one["warnings"]) for one in said))]
+
+
+def _ranking_rows(ranked: pd.DataFrame, method: str) -> list[list[str]]:
+    mine = ranked.loc[ranked["method"] == method]
+    by_seed: list[list[dict[str, Any]]] = [
+        [json.loads(text) for text in mine.loc[mine["seed"] == seed].sort_values("round")["ranking"]]
+        for seed in sorted(set(mine["seed"]))
+    ]
+    found = []
+    for estimator in ESTIMATORS:
+        of_seed = [measures(versions, estimator) for versions in by_seed]
+        for against in ("return", "success"):
+            numbers = [
+                _mean_and_ends([one[against][name] for one in of_seed], ".2f")
+                for name in ("spearman", "regret@1", "regret@3")
+            ]
+            versions = str(max(len(one) for one in by_seed))
+            found.append([f"`{method}`", f"`{estimator}`", against, str(len(by_seed)), versions, *numbers])
+    return found
+
+
+def _mean_and_ends(numbers: Sequence[float | None], form: str) -> str:
+    """0.85 (0.80 to 0.90) of those that are defined; - without any."""
+    known = [number for number in numbers if number is not None]
+    if not known:
+        return "-"
+    mean = format(float(np.mean(known)), form)
+    return mean if len(known) == 1 else f"{mean} ({min(known):{form}} to {max(known):{form}})"
