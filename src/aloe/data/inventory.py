@@ -99,7 +99,7 @@ def _by_player(rows: list[Played]) -> Table:
         "takeovers",
         "by human",
     ):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=max(map(len, name.split())))  # no word is cut at 80 columns
     for row in rows:
         table.add_row(
             "demos" if row.version == NO_POLICY else str(row.version),
