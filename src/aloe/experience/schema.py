@@ -180,8 +180,8 @@ def features(
             raise ValueError(f"camera {camera!r} of {h} x {w} pixels: a name without '/' and a size are needed")
         if video and w < _NARROWEST_VIDEO:
             raise ValueError(
-                f"camera {camera!r} of {h} x {w} pixels is too narrow for a video, {_NARROWEST_VIDEO} are needed: the encoder "
-                "would end the process; give larger pictures, or keep them as PNG (video=False)"
+                f"camera {camera!r} of {h} x {w} pixels is too narrow for a video, {_NARROWEST_VIDEO} are needed: its "
+                "encoder would end the process; give larger pictures, or keep them as PNG (video=False)"
             )
     pictures = {
         IMAGES + camera: {
