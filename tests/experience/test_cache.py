@@ -368,3 +368,21 @@ def test_pack_that_another_run_removes_before_it_is_locked_is_not_written_to(
     frames.update()
     assert not old.exists()
     check_pictures(frames, [make_episode(0), make_episode(1)])
+
+
+def test_what_was_read_once_is_not_read_again_for_a_new_episode(
+    store: ExperienceStore, make_episode: MakeEpisode, tmp_path: Path
+) -> None:
+    """No step of the loop reads the whole store: once it is gone from the disk, numbers and pictures still come."""
+    store.append(make_episode(0))
+    pictures = FrameCache(Cache(root=tmp_path / "cache"), store)
+    pictures.update()
+    assert len(store.columns()) == 6
+    (store.root / "data/chunk-000/file-000.parquet").rename(tmp_path / "elsewhere")
+    store.append(make_episode(1))
+    assert pictures.update() == 1
+    np.testing.assert_array_equal(store.columns().action[6:], make_episode(1).action)
+    np.testing.assert_array_equal(
+        pictures.gather("top", np.array([2, 8])), [make_episode(i).images["top"][2] for i in (0, 1)]
+    )
+    assert FrameCache(Cache(root=tmp_path / "cache"), store).update() == 0  # nor by another stage of the same process

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from aloe.experience import compact as compaction
+from aloe.experience import store as reading
 from aloe.experience.compact import compact
 from aloe.experience.labels import Label, write_label
 from aloe.experience.schema import Frames
@@ -149,15 +151,15 @@ def test_reader_that_opens_while_the_folders_change_places_sees_a_whole_store(
     recorded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between reading the rows and looking for their files."""
-    before, look = content(recorded), ExperienceStore._check_tasks_and_files
+    before, look = content(recorded), reading.check_references
 
-    def compact_first(store: ExperienceStore) -> None:
+    def compact_first(*read: Any) -> None:
         if len(list(recorded.glob("data/*/*"))) > 1:
-            monkeypatch.setattr(ExperienceStore, "_check_tasks_and_files", look)
+            monkeypatch.setattr(reading, "check_references", look)
             compact(recorded)
-        look(store)
+        look(*read)
 
-    monkeypatch.setattr(ExperienceStore, "_check_tasks_and_files", compact_first)
+    monkeypatch.setattr(reading, "check_references", compact_first)
     assert_same(content(recorded), before)
 
 

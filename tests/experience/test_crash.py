@@ -11,14 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from aloe.experience import compact as compaction
 from aloe.experience.compact import compact
-from aloe.experience.labels import Label, write_label
+from aloe.experience.labels import Label, undo_label, write_label
 from aloe.experience.store import ExperienceStore
 from aloe.types import Episode
 
@@ -258,8 +265,10 @@ def files_no_larger_than(size: int):
 
 
 @pytest.mark.slow
-def test_any_sequence_of_appends_faults_deaths_and_reopenings_keeps_what_was_committed(tmp_path: Path, episode) -> None:
-    """Against a model in memory: the list of episodes whose append returned."""
+def test_any_sequence_of_appends_labels_compactions_faults_and_deaths_keeps_what_was_committed(
+    tmp_path: Path, episode
+) -> None:
+    """Against a model in memory: the episodes whose append returned, and their labels that hold."""
     number = 0
 
     class Store(RuleBasedStateMachine):
@@ -267,15 +276,41 @@ def test_any_sequence_of_appends_faults_deaths_and_reopenings_keeps_what_was_com
             super().__init__()
             nonlocal number
             number += 1
-            self.root = tmp_path / f"store-{number}"
+            self.root = tmp_path / f"disk-{number}" / "store"
             self.store = ExperienceStore.create(self.root, cameras=CAMERAS, state_dim=5, action_dim=3, fps=20)
             self.model: list[Episode] = []
+            self.labels: dict[int, list[float]] = {}
+            self.known: dict[int, float] = {}  # of the labels, what the open store knows: those when it was opened
             self.made = 0
-            self.readers: list[tuple[ExperienceStore, int]] = []
+            self.readers: list[tuple[ExperienceStore, int, dict[int, float]]] = []
 
         def next(self) -> Episode:
             self.made += 1
             return episode(self.made, task=f"task {self.made % 3}")
+
+        def open(self) -> None:
+            self.store.close()
+            self.store = ExperienceStore.open(self.root)
+            self.known = self.last_labels()
+
+        def last_labels(self) -> dict[int, float]:
+            return {index: rewards[-1] for index, rewards in self.labels.items() if rewards}
+
+        def dies(self, point: int, work: Callable[[], object]) -> int:
+            self.store.close()
+
+            def die() -> None:
+                WritePoints(self.root.parent).die_at(point)
+                work()
+
+            code = in_a_child(die)
+            assert code in (0, DIED)
+            return code
+
+        @initialize()
+        def begin(self) -> None:
+            for _ in range(2):
+                self.append()
 
         @rule()
         def append(self) -> None:
@@ -292,29 +327,46 @@ def test_any_sequence_of_appends_faults_deaths_and_reopenings_keeps_what_was_com
 
         @rule(point=st.integers(0, 45))
         def die_in_an_append(self, point: int) -> None:
-            one, root = self.next(), self.root
-            self.store.close()
-
-            def die() -> None:
-                WritePoints(root).die_at(point)
-                ExperienceStore.open(root).append(one)
-
-            code = in_a_child(die)
-            assert code in (0, DIED)
-            self.store = ExperienceStore.open(self.root)
+            one = self.next()
+            code = self.dies(point, lambda: ExperienceStore.open(self.root).append(one))
+            self.open()
             assert self.store.num_episodes - len(self.model) in ((1,) if code == 0 else (0, 1))
             if self.store.num_episodes > len(self.model):
                 self.model.append(one)
 
+        @precondition(lambda self: self.model)
+        @rule(which=st.integers(0, 1), reward=st.integers(-9, -2))
+        def label(self, which: int, reward: int) -> None:
+            index = which % len(self.model)
+            write_label(self.root, self.store.columns(), index, Label(reward=reward))
+            self.labels.setdefault(index, []).append(reward)
+
+        @precondition(lambda self: self.last_labels())
+        @rule(which=st.integers(0, 1))
+        def undo(self, which: int) -> None:
+            index = sorted(self.last_labels())[which % len(self.last_labels())]
+            assert undo_label(self.root, self.store.columns(), index).reward == self.labels[index].pop()
+            self.open()
+
+        @rule()
+        def compact(self) -> None:
+            self.store.close()
+            compact(self.root)
+            self.open()
+
+        @rule(point=st.integers(0, 90))
+        def die_in_a_compaction(self, point: int) -> None:
+            self.dies(point, lambda: compact(self.root))
+            self.open()
+
         @rule()
         def reopen(self) -> None:
-            self.store.close()
-            self.store = ExperienceStore.open(self.root)
+            self.open()
 
         @precondition(lambda self: len(self.readers) < 3)
         @rule()
         def begin_to_read(self) -> None:
-            self.readers.append((ExperienceStore.read(self.root), len(self.model)))
+            self.readers.append((ExperienceStore.read(self.root), len(self.model), self.last_labels()))
 
         @rule()
         def verify(self) -> None:
@@ -322,17 +374,27 @@ def test_any_sequence_of_appends_faults_deaths_and_reopenings_keeps_what_was_com
 
         @invariant()
         def holds_what_the_model_holds(self) -> None:
-            for store, episodes in [(self.store, len(self.model)), *self.readers]:
+            for store, episodes, labels in [(self.store, len(self.model), self.known), *self.readers]:
                 assert store.num_episodes == episodes
-                expected = [one.action for one in self.model[:episodes]]
-                np.testing.assert_array_equal(store.columns().action, np.concatenate([np.zeros((0, 3)), *expected]))
+                frames, kept = store.columns(), self.model[:episodes]
+                np.testing.assert_array_equal(
+                    frames.action, np.concatenate([np.zeros((0, 3)), *(e.action for e in kept)])
+                )
+                rewards = frames.reward[2::3]  # of the last of three steps each
+                np.testing.assert_array_equal(rewards, [labels.get(i, e.reward[-1]) for i, e in enumerate(kept)])
 
         def teardown(self) -> None:
             self.store.close()
+            assert os.listdir(self.root.parent) == ["store"]
             if self.model:
                 check(self.root, self.model, lerobot=number % 3 == 0)
 
     rounds = settings(
-        max_examples=6, stateful_step_count=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=15,
+        stateful_step_count=15,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],  # to shrink what fails would take many minutes
+        suppress_health_check=list(HealthCheck),
     )
     run_state_machine_as_test(Store, settings=rounds)

@@ -167,6 +167,16 @@ def test_lerobots_edit_command_deletes_in_place_and_keeps_a_backup(recorded: Pat
 
 
 @pytest.mark.slow
+def test_lerobots_info_counts_what_the_store_does(recorded: Path) -> None:
+    found = run_lerobot(
+        "lerobot-edit-dataset", "--repo_id", "local/store", "--root", recorded, "--operation.type", "info"
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    said = found.stdout + found.stderr
+    assert ("Total episode: 4" in said, "22(22)" in said) == (True, True), said[-2000:]  # of 4, 5, 6 and 7 steps
+
+
+@pytest.mark.slow
 @both
 def test_lerobot_train_takes_two_steps_on_a_store(recorded: Path, video: bool, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in recorded.rglob("*") if path.is_file()}

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,41 @@ def test_episode_that_does_not_fit_is_refused_and_nothing_written(
         store.append(make_episode(**changes))
     assert files(store.root) == before
     assert store.num_episodes == 0
+
+
+@pytest.mark.parametrize("video", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"top": np.zeros((48, 32, 3), np.uint8)},
+            r"camera 'top' gave uint8 \(48, 32, 3\), the store needs uint8 \(48, 64, 3",
+        ),
+        ({"top": np.zeros((48, 64, 3), np.float32)}, r"camera 'top' gave float32 \(48, 64, 3\)"),
+        ({"left": np.zeros((48, 64, 3), np.uint8)}, r"pictures of \['left'\], the store needs \['top'\]"),
+    ],
+)
+def test_picture_that_does_not_fit_is_refused_as_it_comes(
+    tmp_path: Path, make_episode: MakeEpisode, video: bool, wrong: dict, message: str
+) -> None:
+    root, size = tmp_path / "store", {"top": (48, 64)}
+    store = ExperienceStore.create(root, cameras=size, state_dim=5, action_dim=3, fps=20, video=video)
+    episode = make_episode(0, steps=2, cameras=size)
+    with store.begin() as pictures:
+        pictures.add({"top": episode.images["top"][0]})
+        with pytest.raises(ValueError, match=message):
+            pictures.add(wrong)
+        pictures.add({"top": episode.images["top"][1]})  # nothing of the wrong one was taken
+        assert store.append(replace(episode, images={}), pictures) == 0
+    assert store.pictures(0)["top"].shape == (2, 48, 64, 3)
+
+
+def test_video_that_would_end_the_process_is_refused(tmp_path: Path) -> None:
+    sizes = {"state_dim": 5, "action_dim": 3, "fps": 20}
+    with pytest.raises(ValueError, match="camera 'top' of 64 x 24 pixels is too narrow for a video, 32 are needed"):
+        ExperienceStore.create(tmp_path / "store", cameras={"top": (64, 24)}, **sizes, video=True)
+    assert not list(tmp_path.iterdir())
+    ExperienceStore.create(tmp_path / "store", cameras={"top": (64, 24)}, **sizes)
 
 
 def test_failed_append_can_be_repeated(

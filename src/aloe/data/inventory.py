@@ -89,15 +89,16 @@ def _about(store: ExperienceStore, frames: Frames) -> Table:
 
 def _by_player(rows: list[Played]) -> Table:
     table = Table(title="who played")
+    # In 80 columns no word is cut.
     for name in (
-        "policy version",
+        "policy\nversion",
         "episodes",
         "frames",
         "success",
         "unaided",
-        "taken over",
+        "taken\nover",
         "takeovers",
-        "by human",
+        "by\nhuman",
     ):
         table.add_column(name, justify="right")
     for row in rows:

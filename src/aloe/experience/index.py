@@ -5,7 +5,8 @@ LeRobot finds the row of an episode by its position in all files together. A fil
 every append slower than the last.
 """
 
-from collections.abc import Iterator
+import glob
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lerobot.datasets.io_utils import cast_stats_to_numpy
-from lerobot.datasets.utils import DEFAULT_EPISODES_PATH, DatasetInfo
+from lerobot.datasets.utils import DEFAULT_EPISODES_PATH, INFO_PATH, DatasetInfo
 from numpy import ndarray
 
 from aloe.experience.parquet import read_table
@@ -81,6 +82,22 @@ def _check(root: Path, info: DatasetInfo, rows: list[Row]) -> None:
         raise ValueError(
             f"{root}: meta/info.json counts {info.total_episodes} episodes with {info.total_frames} frames, "
             f"in meta/episodes they have {end}; {COPY_AGAIN}"
+        )
+
+
+def check_references(
+    root: Path, info: DatasetInfo, tasks: list[str], rows: list[Row], files_of: Callable[[Row], list[str]]
+) -> None:
+    """Raise ValueError unless everything that the committed episodes refer to is there."""
+    if len(tasks) != info.total_tasks:
+        raise ValueError(f"{root}: {INFO_PATH} counts {info.total_tasks} tasks, there are {len(tasks)}; {COPY_AGAIN}")
+    if unknown := {task for row in rows for task in row["tasks"]} - set(tasks):
+        raise ValueError(f"{root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {COPY_AGAIN}")
+    patterns = ("data/*/*.parquet", "videos/*/*/*.mp4")
+    found = {path for pattern in patterns for path in glob.glob(pattern, root_dir=root)}
+    if missing := sorted({path for row in rows for path in files_of(row)} - found):
+        raise ValueError(
+            f"{root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {COPY_AGAIN}"
         )
 
 

@@ -25,7 +25,7 @@ from numpy import ndarray
 from PIL import Image
 
 from aloe.experience.commit import STAGING
-from aloe.experience.schema import IMAGES, cameras_of
+from aloe.experience.schema import IMAGES, cameras_of, check_pictures
 
 _PNG_LEVEL: Final = 1  # zlib's default, 6, takes twice as long and saves a seventh
 
@@ -43,11 +43,12 @@ class Pictures:
         self.steps = 0
         self.cells: dict[str, list[bytes]] = {}
         """Column -> PNG of every step, for the columns that are no videos."""
+        self._sizes = cameras_of(info.features)
         self._folder = tempfile.TemporaryDirectory(prefix=STAGING, dir=root)
         self._counts: dict[str, _Counts] = {}
         self._videos: dict[str, _Video] = {}
         try:
-            for camera, size in cameras_of(info.features).items():
+            for camera, size in self._sizes.items():
                 key = IMAGES + camera
                 self._counts[key] = _Counts()
                 if info.features[key]["dtype"] == "video":
@@ -69,7 +70,13 @@ class Pictures:
         self.close()
 
     def add(self, pictures: Mapping[str, UInt8[ndarray, "h w 3"]]) -> None:
-        """One step's pictures, by camera; they may be overwritten afterwards. Raises OSError."""
+        """One step's pictures, by camera; they may be overwritten afterwards.
+
+        Raises:
+            ValueError: they are not of the store's cameras, or of another size or type; nothing was taken.
+            OSError: they could not be written.
+        """
+        check_pictures(pictures, self._sizes)
         for key, counts in self._counts.items():
             picture = pictures[key.removeprefix(IMAGES)]
             counts.add(picture)

@@ -75,6 +75,8 @@ VECTORS: Final = {STATE: "state", ACTION: "action", PROPOSED_ACTION: "proposed_a
 """Column -> field of `Frames`, where that is a vector a step."""
 NUMBERS: Final = [*VECTORS, *COLUMNS.values(), "has_proposal"]
 """The columns that `Frames` is made of."""
+_NARROWEST_VIDEO: Final = 32
+"""Pixels. With 24, SVT-AV1 divides by zero and takes the process with it, whatever the height."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,13 +171,18 @@ def features(
     """The columns as LeRobot's `features`, without those that LeRobot adds itself.
 
     cameras: name -> (h, w) in pixels; may be empty.  video: pictures as mp4 (smaller, lossy) instead of PNG (lossless).
-    Raises ValueError for a camera that LeRobot could not name or that has no pixels.
+    Raises ValueError for a camera that LeRobot could not name, that has no pixels, or that is too narrow for a video.
     """
     if state_dim < 1 or action_dim < 1:
         raise ValueError(f"needs a state and an action; got {state_dim=}, {action_dim=}")
     for camera, (h, w) in cameras.items():
         if not camera or "/" in camera or h < 1 or w < 1:
             raise ValueError(f"camera {camera!r} of {h} x {w} pixels: a name without '/' and a size are needed")
+        if video and w < _NARROWEST_VIDEO:
+            raise ValueError(
+                f"camera {camera!r} of {h} x {w} pixels is too narrow for a video, {_NARROWEST_VIDEO} are needed: its "
+                "encoder would end the process; give larger pictures, or keep them as PNG (video=False)"
+            )
     pictures = {
         IMAGES + camera: {
             "dtype": "video" if video else "image",
@@ -263,6 +270,16 @@ def check_episode(
         raise ValueError("a step's proposed_action must be finite, or NaN throughout where nothing was proposed")
     if not np.isfinite(episode.reward).all():
         raise ValueError("reward holds NaN or infinite values")
+
+
+def check_pictures(pictures: Mapping[str, ndarray], cameras: Mapping[str, tuple[int, int]]) -> None:
+    """Raise ValueError unless one step's pictures are of these cameras. cameras: name -> (h, w)."""
+    if pictures.keys() != cameras.keys():
+        raise ValueError(f"there are pictures of {sorted(pictures)}, the store needs {sorted(cameras)}")
+    for camera, picture in pictures.items():
+        if picture.shape != (*cameras[camera], 3) or picture.dtype != np.uint8:
+            given = f"{picture.dtype} {tuple(picture.shape)}"
+            raise ValueError(f"camera {camera!r} gave {given}, the store needs uint8 {(*cameras[camera], 3)}")
 
 
 def parse(table: pa.Table, dataset_features: dict[str, dict[str, Any]]) -> dict[str, ndarray]:

@@ -13,7 +13,6 @@ has files of its own, and is there when `meta/info.json` counts it (`commit.py`,
 """
 
 import contextlib
-import glob
 import hashlib
 import io
 import os
@@ -27,7 +26,6 @@ import pyarrow as pa
 from jaxtyping import UInt8
 from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
 from lerobot.datasets.io_utils import load_info
-from lerobot.datasets.utils import INFO_PATH
 from numpy import ndarray
 from PIL import Image
 
@@ -44,7 +42,7 @@ from aloe.experience.commit import (
 )
 from aloe.experience.foreign import decode_video  # which an mp4 without a codec does not crash
 from aloe.experience.header import UNREADABLE, existing, inode, read_info, read_tasks, readable
-from aloe.experience.index import COPY_AGAIN, Row, place, read_rows, steps_of
+from aloe.experience.index import Row, check_references, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
 from aloe.experience.lock import WriterLock
 from aloe.experience.parquet import read_table
@@ -80,7 +78,7 @@ class ExperienceStore:
             self._info = read_info(root)
             self._episodes, mixed = read_rows(root, self._info)
             self.tasks = read_tasks(root, self._info)
-            self._check_tasks_and_files()
+            check_references(root, self._info, self.tasks, self._episodes, self._files)
         self._stats: Stats | None = None
         self._settled = False
         self.labels = read_labels(root)
@@ -387,26 +385,6 @@ class ExperienceStore:
                 raise self._unreadable(index, path, problem)
             self._checked.add(path)
         return self.root / path
-
-    def _check_tasks_and_files(self) -> None:
-        """Raise ValueError unless everything that the committed episodes refer to is there."""
-        if len(self.tasks) != self._info.total_tasks:
-            raise ValueError(
-                f"{self.root}: {INFO_PATH} counts {self._info.total_tasks} tasks, there are {len(self.tasks)}; {COPY_AGAIN}"
-            )
-        if unknown := {task for row in self._episodes for task in row["tasks"]} - set(self.tasks):
-            raise ValueError(
-                f"{self.root}: meta/tasks.parquet lacks tasks of episodes, {sorted(unknown)}; {COPY_AGAIN}"
-            )
-        found = {
-            path
-            for pattern in ("data/*/*.parquet", "videos/*/*/*.mp4")
-            for path in glob.glob(pattern, root_dir=self.root)
-        }
-        if missing := sorted({path for row in self._episodes for path in self._files(row)} - found):
-            raise ValueError(
-                f"{self.root} lacks {len(missing)} files of committed episodes, the first {missing[0]}; {COPY_AGAIN}"
-            )
 
     def _files(self, row: Row) -> list[str]:
         """Data file and videos of an episode, relative to the root."""

@@ -122,11 +122,9 @@ def return_scale(frames: Frames) -> float:
         ValueError: no episode succeeded.
     """
     demo = frames.source == Source.DEMO
-    lengths = [
-        int((frames.episode == episode).sum())
-        for episode in np.unique(frames.episode[frames.success & (demo if demo.any() else True)])
-    ]
-    if not lengths:
+    ended_well = np.unique(frames.episode[frames.success & (demo if demo.any() else True)])
+    lengths = np.bincount(frames.episode)[ended_well] if len(ended_well) else ended_well
+    if not len(lengths):
         raise ValueError(
             f"no successful {'demonstration' if demo.any() else 'episode'}: there is no scale for the rewards; record some "
             "with `aloe demos`, with less --noise or a longer --world.max-steps, or say which recorded ones succeeded "
