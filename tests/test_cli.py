@@ -1,6 +1,7 @@
 """Every command alone, on what the one before it has left; and the folder that `aloe run` leaves."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from aloe import cli
 from aloe.experience.lock import LOCK_FILE
 from aloe.experience.store import ExperienceStore
 from aloe.policies.flow import PolicyBundle
+from aloe.run import RunFolder
 from aloe.types import Source
 
 WORLD = [
@@ -73,6 +75,25 @@ def test_demos_and_collect_fill_one_store(by_hand):
     assert list(np.unique(frames.episode[~demo])) == [2, 3]
     assert frames.success[demo].sum() == 2
     assert set(frames.policy_version[~demo]) == {0}
+
+
+@pytest.mark.slow
+def test_a_run_records_into_the_store_of_the_other_commands(by_hand, tmp_path):
+    store, run = tmp_path / "store", tmp_path / "run"
+    shutil.copytree(by_hand[0] / "store", store)
+    before = ExperienceStore.read(store).num_episodes
+    command = ["run", "--preset", "tiny", "--rounds", 1, "--seed", 5, "--output-dir", run]
+    aloe(*command, "--dataset.root", store)
+    # 2 demonstrations were there, as many as the preset wants; a round has 2 episodes
+    assert ExperienceStore.read(store).num_episodes == before + 2
+    assert RunFolder(run).experience == store.resolve()
+    assert json.loads((run / "summary.json").read_text())["rounds"][1]["episodes"] == before + 2
+    aloe("collect", *by_hand[1]["collect"][1:3], "--dataset.root", store, "--episodes", 1, "--seed", 6, *WORLD)
+    assert ExperienceStore.read(store).num_episodes == before + 3
+    with pytest.raises(SystemExit):
+        aloe(*command, "--dataset.root", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    aloe(*command)  # done, whatever has been recorded since
 
 
 def test_sft_and_improve_leave_different_policies_that_load(by_hand):

@@ -72,6 +72,14 @@ class LearntFrom:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedInto:
+    """The store that a run records into and learns from."""
+
+    root: Path | None = None
+    """Folder of the store, the same as for `aloe demos` and `aloe collect`; by default a new one in the run's folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demos(DemosConfig):
     """Record demonstrations from a scripted expert. Goes on where it stopped."""
 
@@ -380,6 +388,7 @@ class Run(RunConfig):
 
     output_dir: Path | None = None
     """Run folder; by default runs/<preset>-<seed>, with task and method where they are not the preset's."""
+    dataset: RecordedInto = field(default_factory=RecordedInto)
     resume: bool = True
     """Go on with a run that is already there; with --no-resume that is an error."""
     device: Device = "auto"
@@ -395,6 +404,7 @@ def run_command(arguments: list[str]) -> None:
     run = run_circle(
         config,
         output_dir,
+        store=options.dataset.root,
         resume=options.resume,
         say=lambda line: console.print(f"[bold]{line}"),
         device=options.device,

@@ -145,7 +145,8 @@ class Circle:
         if already != stages.episodes_recorded(self.store, config.seed, index, config.collect.episodes):
             raise ValueError(
                 f"{self.store.root} holds {self.store.num_episodes} episodes, this run {before} before round {index}: "
-                "something else wrote to it or removed episodes; restore it, or choose another --output-dir"
+                "something else wrote to it or removed episodes, or another run recorded these very scenes; restore it, or "
+                "choose another --output-dir, and for the same store another --seed"
             )
         stages.collect(
             self.store,
@@ -424,13 +425,25 @@ def open_circle(
 
 
 def run_circle(
-    config: RunConfig, output_dir: Path, *, resume: bool = True, say: Say = print, device: Device = "cpu"
+    config: RunConfig,
+    output_dir: Path,
+    *,
+    store: Path | None = None,
+    resume: bool = True,
+    say: Say = print,
+    device: Device = "cpu",
 ) -> RunFolder:
     """`aloe run`: makes or goes on with the run in `output_dir`.
+
+    store: folder of the store to record into, and to learn from; by default one in `output_dir`.
 
     Raises:
         ValueError: the folder belongs to another config, or something in the config does not fit together.
     """
+    if config.offline and store is not None:
+        raise ValueError(
+            "offline nothing is recorded; name what there is with --experience.NAME.root, not --dataset.root"
+        )
     if config.offline and not config.experience:
         raise ValueError("offline there is only recorded experience to learn from; name it: --experience.NAME.root DIR")
     if config.policy.path is not None and not RunFolder(output_dir).policy(0).exists():
@@ -448,6 +461,8 @@ def run_circle(
                     f"{config.policy.path} predicts chunks of {predicted} actions; give --{option} {predicted} or less"
                 )
     run = RunFolder.open(output_dir, config, resume)
+    if store is not None:
+        run.record_into(store)
     with open_circle(config, run, say, device=device) as circle:
         circle.turn()
     return run

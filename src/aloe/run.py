@@ -3,7 +3,7 @@
 config.json      what the run is; the same command again goes on where it stopped
 metrics.jsonl    one line a measurement, the truth; `tensorboard/` is made from it
 summary.json     one entry a round
-experience/      the store, a LeRobot v3 dataset
+experience/      the store, a LeRobot v3 dataset; with --dataset.root a link to it
 cache/           decoded pictures, features, sampled chunks; may be deleted
 rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ..., and <stage>.done.json;
                  fresh/ and fresh.json: the evaluation's first episodes, a store that nobody learns from, and facts of all
@@ -133,7 +133,22 @@ class RunFolder:
 
     @property
     def experience(self) -> Path:
-        return self.root / "experience"
+        path = self.root / "experience"
+        return path.resolve() if path.is_symlink() else path  # what replaces a store must not replace a link to it
+
+    def record_into(self, store: Path) -> None:
+        """Lets the run record into a store elsewhere, with what is there already: `experience` becomes a link to it.
+
+        Raises:
+            ValueError: the run records elsewhere.
+        """
+        if not (self.root / "experience").exists(follow_symlinks=False):
+            (self.root / "experience").symlink_to(store.resolve())
+        elif self.experience.resolve() != store.resolve():
+            raise ValueError(
+                f"{self.root} records into {self.experience.resolve()}, not into {store}; leave out --dataset.root to go "
+                "on with it, or choose another --output-dir"
+            )
 
     @property
     def cache(self) -> Path:
