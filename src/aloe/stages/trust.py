@@ -7,6 +7,7 @@ first of them are recorded in `rounds/<n - 1>/fresh/`, a store like any other. W
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -119,7 +120,7 @@ def trust_stage(
     fresh: EvaluationInputs,
     facts: list[EvaluatedEpisode],
     learnt: EvaluationInputs,
-    advantages: Path,
+    out: Path,
     critic: ChunkCritic,
     fit: FitConfig,
     key: tuple[int | str, ...],
@@ -129,10 +130,11 @@ def trust_stage(
     best_of: bool,
     weighted: bool,
 ) -> dict[str, Any]:
-    """Judges a critic; `numbers` (None where undefined), `warnings`, and the tables `by_decile` of value and chunk.
+    """Judges a critic; `numbers` (None where undefined), `return_range`, `warnings`, and the tables `by_decile` of value and
+    chunk. Writes `fresh_values.parquet`, one row a fresh state, into `out`.
 
     fresh, facts: episodes that it has not seen, of the policy that it evaluated, and what the simulator knows of them.
-    learnt, advantages: what it was trained on, and the `advantages.parquet` that came of it.
+    learnt, out: what it was trained on, and the folder of the `advantages.parquet` that came of it.
     samples: chunks that are drawn at every fresh state, into the file `chunks`. best_of: whether the critics choose at
     play. weighted: whether the actor's weights follow the advantages, so that something may be wrong with them.
     """
@@ -143,7 +145,8 @@ def trust_stage(
     known, realised = fresh.windows.ended, fresh.windows.monte_carlo
     begins = known & (fresh.frames.step == 0)
     seen = learnt.windows.monte_carlo[learnt.windows.ended]
-    table = pd.read_parquet(advantages)
+    return_range = float(seen.max() - seen.min()) if len(seen) else math.nan
+    table = pd.read_parquet(out / "advantages.parquet")
     error = np.abs(evaluation.q.mean(1) - realised)  # not of an aggregation that contains the spread itself
     numbers = {
         "episodes": len(np.unique(fresh.frames.episode)),
@@ -157,14 +160,34 @@ def trust_stage(
         "effective_share": effective_share(table["weight"].to_numpy()) if weighted else math.nan,
     }
     numbers = {name: None if math.isnan(number) else number for name, number in numbers.items()}
+    write_values(fresh, value, evaluation, out)
     return {
         "numbers": numbers,
-        "warnings": warnings_of(numbers, float(seen.max() - seen.min()) if len(seen) else math.nan),
+        "return_range": None if math.isnan(return_range) else return_range,
+        "warnings": list(warnings_of(numbers, return_range).values()),
         "by_decile": {
             name: [asdict(part) for part in by_decile(predicted[known], realised[known])]
             for name, predicted in (("value", value), ("chunk", q))
         },
     }
+
+
+def write_values(fresh: EvaluationInputs, value: Float32[ndarray, "N"], evaluation: Evaluation, out: Path) -> None:
+    """`fresh_values.parquet`: what the critics say of every fresh state, in the columns of `advantages.parquet`."""
+    frames = fresh.frames
+    table = {
+        "episode": frames.episode,
+        "step": frames.step,
+        "source": frames.source,
+        "policy_version": frames.policy_version,
+        "return": np.where(fresh.windows.ended, fresh.windows.monte_carlo, np.nan),
+        **{f"q_{k}": evaluation.q[:, k] for k in range(evaluation.q.shape[1])},
+        "value": value,
+        "advantage": evaluation.chunks - value,
+    }
+    partial = out / "fresh_values.parquet.partial"
+    pd.DataFrame(table).to_parquet(partial, index=False)
+    os.replace(partial, out / "fresh_values.parquet")
 
 
 def _prefixed(prefix: str, calibration: Calibration) -> dict[str, float]:
