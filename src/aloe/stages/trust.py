@@ -7,7 +7,6 @@ first of them are recorded in `rounds/<n - 1>/fresh/`, a store like any other. W
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,14 @@ from aloe.experience.cache import Cache
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import PolicyBundle, Tower
-from aloe.stages.critic import EvaluationInputs, critic_data, sample_stage
+from aloe.stages.critic import (
+    EvaluationInputs,
+    critic_columns,
+    critic_data,
+    sample_stage,
+    value_columns,
+    write_table,
+)
 from aloe.types import Episode, Source
 from aloe.value.critic import ChunkCritic
 from aloe.value.evaluate import Evaluation, evaluate_windows
@@ -131,7 +137,7 @@ def trust_stage(
     weighted: bool,
 ) -> dict[str, Any]:
     """Judges a critic; `numbers` (None where undefined), `return_range`, `warnings`, and the tables `by_decile` of value and
-    chunk. Writes `fresh_values.parquet`, one row a fresh state, into `out`.
+    chunk. Writes `fresh_values.parquet`, one row a fresh state in the columns of `advantages.parquet`, into `out`.
 
     fresh, facts: episodes that it has not seen, of the policy that it evaluated, and what the simulator knows of them.
     learnt, out: what it was trained on, and the folder of the `advantages.parquet` that came of it.
@@ -160,7 +166,8 @@ def trust_stage(
         "effective_share": effective_share(table["weight"].to_numpy()) if weighted else math.nan,
     }
     numbers = {name: None if math.isnan(number) else number for name, number in numbers.items()}
-    write_values(fresh, value, evaluation, out)
+    kept = value_columns(fresh, value, evaluation.chunks - value, critic_columns(evaluation))
+    write_table(kept, out / "fresh_values.parquet")
     return {
         "numbers": numbers,
         "return_range": None if math.isnan(return_range) else return_range,
@@ -170,24 +177,6 @@ def trust_stage(
             for name, predicted in (("value", value), ("chunk", q))
         },
     }
-
-
-def write_values(fresh: EvaluationInputs, value: Float32[ndarray, "N"], evaluation: Evaluation, out: Path) -> None:
-    """`fresh_values.parquet`: what the critics say of every fresh state, in the columns of `advantages.parquet`."""
-    frames = fresh.frames
-    table = {
-        "episode": frames.episode,
-        "step": frames.step,
-        "source": frames.source,
-        "policy_version": frames.policy_version,
-        "return": np.where(fresh.windows.ended, fresh.windows.monte_carlo, np.nan),
-        **{f"q_{k}": evaluation.q[:, k] for k in range(evaluation.q.shape[1])},
-        "value": value,
-        "advantage": evaluation.chunks - value,
-    }
-    partial = out / "fresh_values.parquet.partial"
-    pd.DataFrame(table).to_parquet(partial, index=False)
-    os.replace(partial, out / "fresh_values.parquet")
 
 
 def _prefixed(prefix: str, calibration: Calibration) -> dict[str, float]:
