@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy import ndarray
 
 from aloe.evaluation.credit import steepest_drop
 from aloe.experience.schema import Experience, Frames
+from aloe.experience.store import ExperienceStore
 from aloe.report.folder import Run
 from aloe.stages import held_out
 from aloe.types import NO_POLICY, Source
@@ -154,14 +156,12 @@ def _from_values(table: pd.DataFrame, critic: int | None) -> Iterator[Trace]:
 
 def _own(run: Run) -> list[int]:
     """Lengths of the episodes that the run has recorded itself."""
-    from aloe.experience.store import ExperienceStore
-
     return ExperienceStore.read(run.folder.experience).lengths
 
 
 def _rows(experience: Experience) -> Iterator[slice]:
     ends = np.cumsum([0, *experience.lengths]).tolist()
-    return (slice(start, stop) for start, stop in zip(ends, ends[1:], strict=False))
+    return (slice(start, stop) for start, stop in pairwise(ends))
 
 
 def _pictures(experience: Experience, episode: int) -> Callable[[], Pictures] | None:
@@ -187,7 +187,7 @@ def _lines(table: pd.DataFrame) -> dict[str, ndarray]:
 
 
 def choose(candidates: Sequence[Trace], count: int) -> list[Trace]:
-    """`count` episodes to look at, in their order: half of them such as the critic has not learnt from, while there are any.
+    """`count` episodes to look at, in their order: half of them such as the critic has not learnt from.
 
     In either half, places go in turn to the largest drop of V, the largest disagreement, the most takeovers, the smallest
     disagreement (a critic must be seen where it is right, too) and the newest episode.

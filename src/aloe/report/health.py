@@ -30,7 +30,8 @@ class Check:
     title: str
     question: str
     healthy: str
-    percent: bool = False
+    unit: Literal["number", "share", "of the range"]
+    """What its threshold is a part of."""
 
 
 CHECKS: Final = (
@@ -39,32 +40,35 @@ CHECKS: Final = (
         "Order",
         "Do states with a higher value really end better?",
         f"rank correlation of {health.RANK_CORRELATION} or more",
+        "number",
     ),
     Check(
         "value_bias",
         "Level",
         "Are values as high as the returns that followed?",
         f"off by at most {health.BIAS:.0%} of the range of returns",
+        "of the range",
     ),
     Check(
         "above_best_at_step",
         "Wishful thinking",
         "Are actions that nobody tried valued above everything seen?",
         f"at most {health.ABOVE_BEST_AT_STEP:.0%} of sampled chunks",
-        percent=True,
+        "share",
     ),
     Check(
         "spread_executed",
         "Doubt",
         "Do the critics of the ensemble differ at all?",
         f"spread of {health.COLLAPSED_SPREAD:.1%} of the range of returns or more",
+        "of the range",
     ),
     Check(
         "effective_share",
         "Weights",
         "Do the weights choose, and not hang on a few windows?",
         f"effective share from {health.FEW_EFFECTIVE:.0%} to {health.EQUAL_WEIGHTS:.0%}",
-        percent=True,
+        "share",
     ),
 )
 
@@ -91,7 +95,8 @@ def round_health(run: Run, index: int) -> dict[str, Any]:
         return result | {"verdict": "no critic", "said": "Nobody has judged the values of this round.", "checks": []}
     numbers = trust["numbers"]
     seen = table["return"].dropna()
-    warnings = health.warnings_of(numbers, trust.get("return_range") or float(seen.max() - seen.min()))
+    return_range = trust.get("return_range") or float(seen.max() - seen.min())
+    warnings = health.warnings_of(numbers, return_range)
     verdict, said = verdict_of(numbers, warnings)
     return result | {
         "verdict": verdict,
@@ -102,7 +107,7 @@ def round_health(run: Run, index: int) -> dict[str, Any]:
                 "title": check.title,
                 "question": check.question,
                 "healthy": check.healthy,
-                "value": shown(numbers.get(check.number), check.percent),
+                "value": shown(numbers.get(check.number), check, return_range),
                 "warning": warnings.get(check.number),
                 "known": numbers.get(check.number) is not None,
             }
@@ -163,7 +168,10 @@ def clues(numbers: Mapping[str, float | None]) -> list[dict[str, str]]:
 
 
 def by_source(table: pd.DataFrame, column: str) -> dict[str, Any]:
-    """A histogram by who acted: common edges, the outermost one per cent drawn in, and a share a bin (of its source)."""
+    """A histogram by who acted: common edges, the outermost one per cent drawn in, and a share a bin (of its source).
+    Windows without a weight are left out of that of the weights."""
+    if column == "weight":
+        table = table[table["weight"] > 0]
     values = table[column].to_numpy(np.float64)
     low, high = np.quantile(values, (0.005, 0.995))
     edges = np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 0.5, low + 0.5, BINS + 1)
@@ -183,6 +191,7 @@ def shares(table: pd.DataFrame) -> list[dict[str, Any]]:
             "source": source.name.lower(),
             "windows": len(mine),
             "advantage": float(mine["advantage"].mean()),
+            "weighted": int((mine["weight"] > 0).sum()),
             "weight_share": float(mine["weight"].sum()) / total,
         }
         for source in Source
@@ -199,5 +208,15 @@ def none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def shown(value: float | None, percent: bool) -> str:
-    return "unknown" if value is None else f"{value:.0%}" if percent else f"{value:+.2f}" if value < 0 else f"{value:.2g}"
+def shown(value: float | None, check: Check, return_range: float) -> str:
+    """A check's number as its threshold counts it."""
+    match check.unit:
+        case _ if value is None:
+            return "unknown"
+        case "share":
+            return f"{value:.0%}"
+        case "of the range":
+            sign = "" if value < 0 or check.number != "value_bias" else "+"
+            return f"{sign}{value:.2g} ({abs(value) / return_range:.1%} of the range)".replace("-", "−")
+        case "number":
+            return f"{value:.2f}".replace("-", "−")

@@ -50,7 +50,7 @@ def make_page(runs: Sequence[Run], episodes: int) -> Page:
         all_traces, missing = traces(runs[0])
         chosen = choose(all_traces, episodes)
         if missing is not None:
-            note = f"The episodes are shown without their pictures and outcomes, because the experience is not there: {missing}"
+            note = f"The episodes are shown without pictures and outcomes, because the experience cannot be read: {missing}"
             said.append(f"without pictures: {missing}")
         films = [_film(trace, VIDEO_BYTES // max(len(chosen), 1)) for trace in chosen]
         shown = [_episode(trace, one) for trace, one in zip(chosen, films, strict=True)]
@@ -132,11 +132,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     config = run.config
     world = config["world"]
     if config["offline"]:
-        seen = ("experience", ", ".join(f"{name} ({Path(root['root']).name})" for name, root in config["experience"].items()))
+        seen = (
+            "experience",
+            ", ".join(f"{name} ({Path(root['root']).name})" for name, root in config["experience"].items()),
+        )
     elif world["observations"] == "state":
         seen = ("observations", "state alone, no pictures")
     else:
-        seen = ("observations", f"{len(world['cameras'])} cameras of {world['image_size']} px, proprioception, instruction")
+        seen = (
+            "observations",
+            f"{len(world['cameras'])} cameras of {world['image_size']} px, proprioception, instruction",
+        )
     measured = [] if config["offline"] else [("measured over", f"{config['eval']['episodes']} episodes a version")]
     return [
         ("method", config["method"]),

@@ -30,6 +30,10 @@ export function ticks(low, high, count = 5) {
   return Array.from({ length: last - first + 1 }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
+/** Writes a tick with as many digits as tell it from its neighbour. */
+const asFineAs = ([first, second]) => (value) =>
+  decimal(value, second == null ? 2 : Math.max(0, -Math.floor(Math.log10(second - first) + 1e-9)));
+
 export function extent(values, padding = 0.05) {
   const known = values.filter((value) => value != null);
   if (!known.length) return [0, 1];
@@ -54,13 +58,15 @@ export class Plot {
   #axes(x, y) {
     const { left, right, top, bottom } = this.margin;
     const foot = this.height - bottom;
-    for (const tick of x.ticks ?? ticks(...x.domain, Math.max(2, (this.width - left - right) / 90))) {
+    const along = x.ticks ?? ticks(...x.domain, Math.max(2, (this.width - left - right) / 90));
+    for (const tick of along) {
       this.add('line', { class: 'tick', x1: this.x(tick), x2: this.x(tick), y1: foot, y2: foot + 4 });
-      this.text((x.format ?? String)(tick), this.x(tick), foot + 16, 'middle');
+      this.text((x.format ?? asFineAs(along))(tick), this.x(tick), foot + 16, 'middle');
     }
-    for (const tick of y.ticks ?? ticks(...y.domain, Math.max(2, (foot - top) / 45))) {
+    const up = y.ticks ?? ticks(...y.domain, Math.max(2, (foot - top) / 45));
+    for (const tick of up) {
       this.add('line', { class: 'rule', x1: left, x2: this.width - right, y1: this.y(tick), y2: this.y(tick) });
-      this.text((y.format ?? String)(tick), left - 7, this.y(tick) + 4, 'end');
+      this.text((y.format ?? asFineAs(up))(tick), left - 7, this.y(tick) + 4, 'end');
     }
     if (x.label) this.text(x.label, this.width - right, this.height - 5, 'end', 'label');
     if (y.label) this.text(y.label, 0, 12, 'start', 'label');
@@ -161,8 +167,8 @@ export function calibration(container, rounds, shown, which) {
       width,
       height: Math.min(400, width * 0.9),
       label: `Calibration of the critic of round ${shown}`,
-      x: { domain, format: (v) => decimal(v, 1), label: 'predicted' },
-      y: { domain, format: (v) => decimal(v, 1), label: 'return that followed' },
+      x: { domain, label: 'predicted' },
+      y: { domain, label: 'return that followed' },
     });
     plot.line([[domain[0], domain[0]], [domain[1], domain[1]]], 'ideal');
     const points = (rows) => rows.map((row) => [row.predicted, row.realised]);
@@ -188,8 +194,8 @@ export function ranking(container, content) {
       width,
       height: Math.min(400, width * 0.9),
       label: 'Predicted against measured return of each policy version',
-      x: { domain: extent(rows.flatMap((row) => names.map((name) => row[name])), 0.12), format: (v) => decimal(v, 1), label: 'predicted' },
-      y: { domain: extent(rows.map((row) => row.return), 0.12), format: (v) => decimal(v, 1), label: 'measured return' },
+      x: { domain: extent(rows.flatMap((row) => names.map((name) => row[name])), 0.12), label: 'predicted' },
+      y: { domain: extent(rows.map((row) => row.return), 0.12), label: 'measured return' },
     });
     names.forEach((name, i) => {
       for (const row of rows) {
@@ -212,12 +218,12 @@ export function histogram(container, { edges, shares }, label, notes) {
       height: each * sources.length + 44,
       label: `Distribution of the ${label} by source`,
       margin: { top: 4, right: 14, bottom: 40, left: 8 },
-      x: { domain: [edges[0], edges.at(-1)], format: (v) => decimal(v, Math.abs(edges.at(-1) - edges[0]) < 0.5 ? 2 : 1), label },
+      x: { domain: [edges[0], edges.at(-1)], label },
       y: { domain: [0, 1], ticks: [] },
     });
     sources.forEach((source, i) => {
       const foot = 4 + each * (i + 1);
-      const scale = (each - 26) / Math.max(...shares[source], 1e-9);
+      const scale = (each - 28) / Math.max(...shares[source], 1e-9);
       let d = `M${plot.x(edges[0])},${foot}`;
       shares[source].forEach((share, bin) => {
         d += `V${(foot - share * scale).toFixed(1)}H${plot.x(edges[bin + 1]).toFixed(1)}`;
@@ -225,11 +231,11 @@ export function histogram(container, { edges, shares }, label, notes) {
       plot.add('path', { class: `area ${source}`, d: `${d}V${foot}Z` });
       plot.add('line', { class: 'tick', x1: 8, x2: width - 14, y1: foot, y2: foot });
       plot.text(source, 8, foot - each + 16, 'start', `name ${source}`);
-      plot.text(notes[source], width - 14, foot - each + 16, 'end');
+      plot.text(notes[source], 64, foot - each + 16);
+      if (edges[0] < 0 && edges.at(-1) > 0) {
+        plot.add('line', { class: 'zero', x1: plot.x(0), x2: plot.x(0), y1: foot - each + 24, y2: foot });
+      }
     });
-    if (edges[0] < 0 && edges.at(-1) > 0) {
-      plot.add('line', { class: 'zero', x1: plot.x(0), x2: plot.x(0), y1: 4, y2: 4 + each * sources.length });
-    }
     return plot.root;
   });
 }

@@ -18,7 +18,7 @@ export const byId = (id) => document.getElementById(id);
 
 export const unknown = '–';
 export const decimal = (value, digits = 2) => (value == null ? unknown : value.toFixed(digits).replace('-', '−'));
-export const percent = (value) => (value == null ? unknown : `${Math.round(100 * value)} %`);
+export const percent = (value) => (value == null ? unknown : `${Math.round(100 * value)}%`);
 export const whole = (value) => (value == null ? unknown : String(Math.round(value)));
 
 export function minutes(seconds) {

@@ -1,6 +1,6 @@
 // Whether the critics can be trusted: verdict, checks, and the charts of one round.
 
-import { byId, decimal, html, percent, segments, whole } from './dom.js';
+import { byId, decimal, html, percent, segments } from './dom.js';
 import { calibration, effectiveShare, histogram, key, ranking } from './charts.js';
 
 export const SIGN = {
@@ -51,7 +51,7 @@ function showRound(rounds, index) {
   histogram(byId('advantages'), round.histograms.advantage, 'advantage',
     notes((of) => `${of.windows} windows, mean ${decimal(of.advantage)}`));
   histogram(byId('weights'), round.histograms.weight, 'weight',
-    notes((of) => `${percent(of.weight_share)} of the weight`));
+    notes((of) => `${percent(of.weight_share)} of the weight, on ${of.weighted} of ${of.windows} windows`));
 }
 
 function checkItem(check) {
@@ -66,10 +66,9 @@ function checkItem(check) {
 }
 
 function showRanking(run) {
-  if (!run.ranking) {
-    byId('ranking').replaceChildren(html('p', { class: 'hint' }, 'Not made yet: ', html('code', {}, `aloe rank ${run.name}`), ' makes it.'));
-    return;
-  }
+  byId('ranking-figure').hidden = !run.ranking;
+  byId('no-ranking').hidden = Boolean(run.ranking) || run.offline;
+  if (!run.ranking) return;
   const estimators = Object.entries(run.ranking.estimators);
   key(byId('ranking-key'), estimators.map(([name, against]) => `${name} (Spearman ${decimal(against.return.spearman)})`));
   ranking(byId('ranking'), run.ranking);

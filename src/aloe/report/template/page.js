@@ -1,6 +1,6 @@
 // Puts the page together from the data that stand in it.
 
-import { byId, decimal, html, minutes, percent, segments, table, unknown, whole } from './dom.js';
+import { byId, html, minutes, percent, segments, table, unknown, whole } from './dom.js';
 import { key, learningCurve } from './charts.js';
 import { showHealth, sign } from './health.js';
 import { Browser } from './browser.js';
@@ -43,7 +43,9 @@ function showSummary([run]) {
   byId('summary').append(
     ...(last ? [tile(`success of version ${last.round}`, percent(last.success),
       `95 % interval ${interval(last)}${last === first ? '' : `; version ${first.round} had ${percent(first.success)}`}`)] : []),
-    ...(verdict ? [tile(`critic of round ${verdict.round}`, verdict.verdict, verdict.said, sign(verdict.verdict))] : []),
+    ...(verdict ? [tile(`critic of round ${verdict.round}`, verdict.verdict,
+      `${verdict.checks.filter((check) => check.warning).length} of ${verdict.checks.length} checks warn, on ${verdict.episodes} unseen episodes`,
+      sign(verdict.verdict))] : []),
     ...(latest ? [tile('human', `${latest.takeovers} takeovers`, `${latest.human_steps} of ${latest.env_steps} steps in ${latest.episodes} episodes`)] : []),
     ...(run.rounds.length ? [tile('time', minutes(run.rounds.at(-1).elapsed), `for ${run.rounds.length} rounds, the cloning included`)] : []));
 }
@@ -101,7 +103,7 @@ function showEpisodes() {
   byId('selection').textContent = episodes.length === data.of
     ? `All ${data.of} episodes.`
     : `${episodes.length} of ${data.of} episodes: half of them such as the critic has not learnt from, where there are any; `
-      + 'chosen in turn by the largest drop of V, by disagreement, by takeovers, by agreement, and the newest. --episodes shows more.';
+      + 'chosen in turn by the largest drop of V, by disagreement, by takeovers, by agreement, and the newest. --episodes N shows another number of them.';
   byId('note').hidden = !data.note;
   byId('note').textContent = data.note ?? '';
   new Browser(byId('episodes'), episodes);

@@ -77,7 +77,7 @@ export class Timeline {
   }
 
   #cursor(plot) {
-    const node = plot.add('line', { class: 'cursor', y1: 0, y2: plot.height });
+    const node = plot.add('line', { class: 'cursor', y1: plot.margin.top - 2, y2: plot.height });
     this.#cursors.push({ node, plot });
   }
 
@@ -92,9 +92,9 @@ export class Timeline {
     }
     for (const step of this.episode.takeovers.filter((one) => one > 0)) {
       const x = plot.x(step);
-      const right = x < width - 170;
+      const words = x + 140 < width ? '✂ the human takes over' : '✂';
       plot.add('line', { class: 'cut', x1: x, x2: x, y1: 2, y2: BAND + 22 });
-      plot.text('✂ the human takes over', x + (right ? 5 : -5), 12, right ? 'start' : 'end');
+      if (x > LEFT + 72) plot.text(words, x + 5, 12);
     }
     this.#cursor(plot);
     return plot.root;
@@ -103,9 +103,7 @@ export class Timeline {
   #panel(panel, width, domain) {
     const { episode } = this;
     const values = episode.lines[panel.line];
-    const axis = { domain, ticks: ticks(...domain, panel.height > 100 ? 4 : 2), format: (v) => decimal(v, 1) };
-    if (domain[1] - domain[0] < 0.4) axis.format = (v) => decimal(v, 2);
-    const plot = this.#plot(width, panel.height, axis, panel.name);
+    const plot = this.#plot(width, panel.height, { domain }, panel.name);
     for (const step of episode.takeovers.filter((one) => one > 0)) {
       plot.add('line', { class: 'cut', x1: plot.x(step), x2: plot.x(step), y1: 20, y2: panel.height });
     }
@@ -129,6 +127,10 @@ export class Timeline {
     if (episode.lines[panel.with]) {
       plot.add('line', { class: 'line ideal', x1: LEFT + 58, x2: LEFT + 80, y1: 8, y2: 8 });
       plot.text(panel.withName, LEFT + 85, 12);
+    }
+    if (panel.line === 'value' && this.episode.drop && width > 520) {
+      plot.add('line', { class: 'line drop', x1: LEFT + 225, x2: LEFT + 243, y1: 8, y2: 8 });
+      plot.text('largest drop', LEFT + 252, 12);
     }
     this.#readings.push({ node: plot.text('', width - RIGHT, 12, 'end', 'reading'), values });
     this.#cursor(plot);
