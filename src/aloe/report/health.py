@@ -170,15 +170,14 @@ def clues(numbers: Mapping[str, float | None]) -> list[dict[str, str]]:
 def by_source(table: pd.DataFrame, column: str) -> dict[str, Any]:
     """A histogram by who acted: common edges, the outermost one per cent drawn in, and a share a bin (of its source).
     Windows without a weight are left out of that of the weights."""
-    if column == "weight":
-        table = table[table["weight"] > 0]
-    values = table[column].to_numpy(np.float64)
+    used = table["weight"].to_numpy() > 0 if column == "weight" else np.ones(len(table), bool)
+    values, of = table[column].to_numpy(np.float64)[used], table["source"].to_numpy()[used]
     low, high = np.quantile(values, (0.005, 0.995))
     edges = np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 0.5, low + 0.5, BINS + 1)
     counted = {
         source.name.lower(): np.histogram(np.clip(values[mine], edges[0], edges[-1]), edges)[0] / mine.sum()
         for source in Source
-        if (mine := table["source"].to_numpy() == source).any()
+        if (mine := of == source).any()
     }
     return {"edges": plain(edges), "shares": {name: plain(share) for name, share in counted.items()}}
 
@@ -210,13 +209,10 @@ def none_if_nan(value: float) -> float | None:
 
 def shown(value: float | None, check: Check, return_range: float) -> str:
     """A check's number as its threshold counts it."""
-    match check.unit:
-        case _ if value is None:
-            return "unknown"
-        case "share":
-            return f"{value:.0%}"
-        case "of the range":
-            sign = "" if value < 0 or check.number != "value_bias" else "+"
-            return f"{sign}{value:.2g} ({abs(value) / return_range:.1%} of the range)".replace("-", "−")
-        case "number":
-            return f"{value:.2f}".replace("-", "−")
+    if value is None:
+        return "unknown"
+    if check.unit == "share":
+        return f"{value:.0%}"
+    plain_number = f"{value:+.2f}" if check.number == "value_bias" else f"{value:.2g}"
+    share = f" ({abs(value) / return_range:.1%})" if check.unit == "of the range" else ""
+    return f"{plain_number}{share}".replace("-", "−")

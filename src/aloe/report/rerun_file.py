@@ -37,7 +37,7 @@ def write_rerun(run: Run, path: Path, episodes: int) -> None:
         stream.log("run/about", rr.TextDocument(_about(run), media_type="text/markdown"), static=True)
         rows = [row for row in run.rounds if row["success"] is not None]
         if rows:
-            learnt = rr.TimeColumn("episodes learnt from", sequence=[row["episodes"] for row in rows])
+            learnt = rr.TimeColumn("episodes_learnt_from", sequence=[row["episodes"] for row in rows])
             for column in ("success", "success_low", "success_high"):
                 scalars = rr.Scalars.columns(scalars=[row[column] for row in rows])
                 stream.send_columns(f"run/success/{column}", [learnt], scalars)
@@ -55,14 +55,14 @@ def _tab(rrb: Any, name: str, trace: Trace) -> Any:
 
 
 def _panels(trace: Trace) -> list[str]:
-    return ["executed by", *(name for name in trace.lines if name != "return")]
+    return ["executed_by", *(name for name in trace.lines if name != "return")]
 
 
 def _log(rr: Any, stream: Any, origin: str, trace: Trace) -> None:
     steps = np.arange(len(trace))
     times = [
         rr.TimeColumn("step", sequence=steps),
-        rr.TimeColumn("time in the episode", duration=steps / trace.fps),
+        rr.TimeColumn("time", duration=steps / trace.fps),
     ]
     for name, line in trace.lines.items():
         panel = "value" if name == "return" else name  # beside what was predicted of it
@@ -70,7 +70,7 @@ def _log(rr: Any, stream: Any, origin: str, trace: Trace) -> None:
     for source in Source:
         if (trace.source == source).any():
             acts = (trace.source == source).astype(float)
-            path = f"{origin}/executed by/{source.name.lower()}"
+            path = f"{origin}/executed_by/{source.name.lower()}"
             stream.send_columns(path, times, rr.Scalars.columns(scalars=acts))
     if trace.pictures is None:
         return

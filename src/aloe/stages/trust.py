@@ -137,7 +137,7 @@ def trust_stage(
     weighted: bool,
 ) -> dict[str, Any]:
     """Judges a critic; `numbers` (None where undefined), `return_range` of what it learnt from, `warnings`, and the tables
-    `by_decile` of value and chunk. Writes `fresh_values.parquet`, one row a fresh state in the columns of `advantages.parquet`, into `out`.
+    `by_decile` of value and chunk. Writes `fresh_values.parquet`, a row a state like `advantages.parquet`, into `out`.
 
     fresh, facts: episodes that it has not seen, of the policy that it evaluated, and what the simulator knows of them.
     learnt, out: what it was trained on, and the folder of the `advantages.parquet` that came of it.
