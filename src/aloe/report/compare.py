@@ -12,16 +12,16 @@ NOISE = re.compile(r"^(seed|workers|cache\..*|rounds|.*\b(path|root|save_every|s
 
 
 def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Options of which not all runs have the same value: `option` as the command line calls it, and `values`, one a run.
+    """Options of which two runs have different values: `option` as the command line calls it, and `values`, one a run.
 
-    An option that a run's method does not read, or that its version did not have, is None there.
+    An option that a run's method does not read, or that its version did not have, is None there and no difference.
     """
     flat = [dict(_read_options(run)) for run in runs]
     names = dict.fromkeys(name for options in flat for name in options)
     return [
         {"option": name.replace("_", "-"), "values": [options.get(name) for options in flat]}
         for name in names
-        if not NOISE.match(name) and len({repr(options.get(name)) for options in flat}) > 1
+        if not NOISE.match(name) and len({repr(options[name]) for options in flat if name in options}) > 1
     ]
 
 

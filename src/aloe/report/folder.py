@@ -64,7 +64,7 @@ class Run:
             return None
         said = f"This run is not finished: {self.complete} of {wanted} rounds are complete, the cloning included."
         for row in self.rounds[self.complete :]:
-            said += f" Round {row['round']} has {', '.join(row['seconds'])} behind it."
+            said += f" Round {row['round']} is under way; done so far: {', '.join(row['seconds'])}."
         return said
 
     def trust(self, index: int) -> dict[str, Any] | None:

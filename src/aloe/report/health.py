@@ -130,7 +130,8 @@ def verdict_of(numbers: Mapping[str, float | None], warnings: Mapping[str, str])
     if "value_rank_correlation" in warnings:
         return "do not trust", f"Its values do not follow what happened {judged}; {count}."
     if warnings:
-        return "with caution", f"Its values follow what happened {judged}, but {count}."
+        verdict = "do not trust" if 2 * len(warnings) > known else "with caution"
+        return verdict, f"Its values follow what happened {judged}, but {count}."
     return "nothing warns", f"Its values follow what happened {judged}, and none of {known} checks warns."
 
 

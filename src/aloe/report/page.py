@@ -116,6 +116,7 @@ def _run(run: Run) -> dict[str, Any]:
     return {
         "title": run.title,
         "name": run.name,
+        "task": run.task,
         "method": config["method"],
         "seed": config["seed"],
         "offline": config["offline"],

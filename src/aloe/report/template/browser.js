@@ -7,9 +7,9 @@ import { Timeline, ranges } from './timeline.js';
 
 const SORTS = {
   drop: ['largest drop of V', (one) => one.drop?.by],
-  disagreement: ['disagreement of critic and outcome', (one) => one.disagreement == null ? null : Math.abs(one.disagreement)],
+  disagreement: ['disagreement of critic and outcome', (one) => one.disagreement && Math.abs(one.disagreement)],
   takeovers: ['takeovers', (one) => one.takeovers.length],
-  number: ['order of recording', (one, index) => -index],
+  number: ['order of recording', (one, index) => -1 - index],
 };
 const RATES = [['0.25', '¼ speed'], ['0.5', '½ speed'], ['1', 'real time'], ['2', '2 × speed']];
 
@@ -18,8 +18,14 @@ function actor(one) {
   return one.actors[0].source === 'demo' ? 'demonstration' : 'policy alone';
 }
 
+const SEEN = {
+  'learnt from': 'has learnt from it',
+  fresh: 'has not seen it',
+  'held out': 'has not seen it',
+  'not judged': 'has not judged it',
+};
 const FILTERS = {
-  kind: ['critic', (one) => ({ 'learnt from': 'has learnt from it', fresh: 'has not seen it', 'held out': 'has not seen it' })[one.kind] ?? 'has not judged it'],
+  kind: ['critic', (one) => SEEN[one.kind]],
   actor: ['executed by', actor],
   outcome: ['outcome', (one) => one.outcome],
   round: ['recorded in', (one) => one.round == null ? 'elsewhere' : one.round ? `round ${one.round}` : 'round 0'],
@@ -39,15 +45,16 @@ export class Browser {
     this.episodes = episodes;
     this.ranges = ranges(episodes);
     section.hidden = false;
-    const usable = Object.keys(SORTS).filter((name) => name === 'number' || episodes.some((one) => SORTS[name][1](one, 0)));
+    const usable = Object.keys(SORTS).filter((name) => episodes.some((one, i) => SORTS[name][1](one, i)));
     [this.#sort] = usable;
     byId('filters').replaceChildren(
       this.#select('sort by', 'sort', usable.map((name) => [name, SORTS[name][0]]), (value) => { this.#sort = value; }),
       ...Object.entries(FILTERS).map(([name, [label, read]]) => {
         const values = [...new Set(episodes.map(read))].sort();
         const options = [['', 'all'], ...values.map((value) => [value, value])];
-        return values.length > 1 ? this.#select(label, name, options, (value) => { this.#chosen[name] = value; }) : null;
-      }).filter(Boolean));
+        const chosen = (value) => { this.#chosen[name] = value; };
+        return values.length > 1 ? [this.#select(label, name, options, chosen)] : [];
+      }).flat());
     section.addEventListener('keydown', (event) => this.#key(event));
     byId('list').addEventListener('click', (event) => {
       const item = event.target.closest('[role=option]');
@@ -66,17 +73,19 @@ export class Browser {
     const read = SORTS[this.#sort][1];
     const rank = (one) => read(one, this.episodes.indexOf(one)) ?? -Infinity;
     this.#shown = this.episodes
-      .filter((one) => Object.entries(FILTERS).every(([name, [, of]]) => !this.#chosen[name] || of(one) === this.#chosen[name]))
+      .filter((one) => Object.entries(FILTERS)
+        .every(([name, [, of]]) => !this.#chosen[name] || of(one) === this.#chosen[name]))
       .sort((a, b) => rank(b) - rank(a) || this.episodes.indexOf(a) - this.episodes.indexOf(b));
     const count = this.#shown.length;
-    byId('count').textContent = count ? `${count} of ${this.episodes.length} episodes` : 'No episode fits all of these filters.';
+    const none = 'No episode fits all of these filters.';
+    byId('count').textContent = count ? `${count} of ${this.episodes.length} episodes` : none;
     byId('list').replaceChildren(...this.#shown.map((one) => this.#item(one)));
     if (count) this.select(this.episodes.indexOf(this.#shown[0]));
   }
 
   #item(one) {
     const index = this.episodes.indexOf(one);
-    const words = [one.critic != null && ['fresh', 'held out'].includes(one.kind) ? 'unseen' : null,
+    const words = [['fresh', 'held out'].includes(one.kind) ? 'unseen' : null,
       one.takeovers.length ? `${one.takeovers.length} takeover${one.takeovers.length > 1 ? 's' : ''}` : null,
       this.#measure(one)].filter(Boolean);
     return html('li', { role: 'option', id: `episode-${index}`, 'data-episode': index, 'aria-selected': 'false' },
@@ -98,8 +107,10 @@ export class Browser {
     const { value } = one.lines;
     if (!value) return null;
     const [low, high] = this.ranges.value;
-    const points = value.map((v, i) => `${((i + 0.5) / value.length * 70).toFixed(1)},${(24 - (v - low) / (high - low) * 22).toFixed(1)}`);
-    return svg('svg', { class: 'spark', width: 70, height: 26, 'aria-hidden': 'true' }, svg('polyline', { class: 'line c0 thin', points: points.join(' ') }));
+    const x = (i) => ((i + 0.5) / value.length * 70).toFixed(1);
+    const y = (v) => (24 - (v - low) / (high - low) * 22).toFixed(1);
+    const points = value.map((v, i) => `${x(i)},${y(v)}`).join(' ');
+    return svg('svg', { width: 70, height: 26, 'aria-hidden': 'true' }, svg('polyline', { class: 'line c0 thin', points }));
   }
 
   select(index) {
@@ -108,7 +119,8 @@ export class Browser {
     const item = byId(`episode-${index}`);
     item.setAttribute('aria-selected', 'true');
     list.setAttribute('aria-activedescendant', item.id);
-    if (item.offsetTop < list.scrollTop || item.offsetTop + item.offsetHeight > list.scrollTop + list.clientHeight) {
+    const foot = item.offsetTop + item.offsetHeight;
+    if (item.offsetTop < list.scrollTop || foot > list.scrollTop + list.clientHeight) {
       list.scrollTop = item.offsetTop - list.clientHeight / 3;
     }
     if (this.#selected !== index) this.#show(index);
@@ -119,18 +131,18 @@ export class Browser {
     const one = this.episodes[index];
     this.#player?.pause();
     const video = this.#video(index, one);
-    const play = html('button', { type: 'button', class: 'play', onclick: () => this.#player.toggle() }, '▶ Play');
-    const rates = html('select', { 'aria-label': 'speed', onchange: (event) => { this.#rate = this.#player.rate = Number(event.target.value); } },
-      RATES.map(([value, words]) => html('option', { value, selected: Number(value) === this.#rate }, words)));
+    const play = html('button', { type: 'button', class: 'play', onclick: () => this.#player.toggle() });
     const where = html('output', { class: 'where' });
-    const line = html('div', { class: 'timeline', role: 'slider', tabindex: 0, 'aria-label': 'step', 'aria-valuemin': 0, 'aria-valuemax': one.steps - 1 });
+    const line = html('div', {
+      class: 'timeline', role: 'slider', tabindex: 0,
+      'aria-label': 'step', 'aria-valuemin': 0, 'aria-valuemax': one.steps - 1,
+    });
     byId('detail').replaceChildren(
       html('h3', {}, one.title, html('small', {}, this.#about(one))),
-      ...(video ? [html('div', { class: 'film', style: `--width: ${one.video.width}; --height: ${one.video.height}` }, video,
-        one.video.places.map(([camera, x, y]) => html('span', { class: 'camera', style: `left: ${100 * x / one.video.width}%; top: ${100 * y / one.video.height}%` }, camera)))] : []),
-      html('div', { class: 'transport' }, play, rates, where),
+      ...(video ? [this.#film(video, one.video)] : []),
+      html('div', { class: 'transport' }, play, this.#rates(), where),
       line);
-    const timeline = new Timeline(line, one, this.ranges, (step) => { this.#player.pause(); this.#player.seek(step); });
+    const timeline = new Timeline(line, one, this.ranges, (step) => this.#seek(step));
     this.#player = new Player({
       video,
       steps: one.steps,
@@ -148,8 +160,27 @@ export class Browser {
     this.#player.seek(0);
   }
 
+  #seek(step) {
+    this.#player.pause();
+    this.#player.seek(step);
+  }
+
+  #rates() {
+    const onchange = (event) => { this.#rate = this.#player.rate = Number(event.target.value); };
+    return html('select', { 'aria-label': 'speed', onchange },
+      RATES.map(([value, words]) => html('option', { value, selected: Number(value) === this.#rate }, words)));
+  }
+
+  #film(video, { width, height, places }) {
+    const percent = (part, all) => `${(100 * part) / all}%`;
+    return html('div', { class: 'film', style: `--width: ${width}; --height: ${height}` }, video,
+      places.map(([camera, x, y]) =>
+        html('span', { class: 'camera', style: `left: ${percent(x, width)}; top: ${percent(y, height)}` }, camera)));
+  }
+
   #about(one) {
-    const outcome = one.outcome === 'success' && actor(one) === 'policy and human' ? 'success, with the human' : one.outcome;
+    const rescued = one.outcome === 'success' && actor(one) === 'policy and human';
+    const outcome = rescued ? 'success, with the human' : one.outcome;
     const seen = {
       fresh: `played without a human; the critic of round ${one.critic} has never seen it`,
       'held out': `held out: the critic of round ${one.critic} has never seen it`,
@@ -164,7 +195,8 @@ export class Browser {
     const bytes = Uint8Array.from(atob(byId(`video-${index}`).textContent), (letter) => letter.charCodeAt(0));
     if (this.#url) URL.revokeObjectURL(this.#url);
     this.#url = URL.createObjectURL(new Blob([bytes], { type: 'video/mp4' }));
-    const video = html('video', { playsinline: true, preload: 'auto', 'aria-label': `video of ${one.title}`, onclick: () => this.#player.toggle() });
+    const onclick = () => this.#player.toggle();
+    const video = html('video', { playsinline: true, preload: 'auto', 'aria-label': `video of ${one.title}`, onclick });
     video.muted = true;
     video.src = this.#url;
     return video;
@@ -176,13 +208,12 @@ export class Browser {
     const far = event.shiftKey ? 10 : 1;
     const place = this.#shown.indexOf(this.episodes[this.#selected]);
     const other = (by) => this.#shown[place + by] && this.select(this.episodes.indexOf(this.#shown[place + by]));
-    const still = (step) => { this.#player.pause(); this.#player.seek(step); };
     const actions = {
       ' ': () => this.#player.toggle(),
-      ArrowLeft: () => still(this.#player.step - far),
-      ArrowRight: () => still(this.#player.step + far),
-      Home: () => still(0),
-      End: () => still(this.#player.steps - 1),
+      ArrowLeft: () => this.#seek(this.#player.step - far),
+      ArrowRight: () => this.#seek(this.#player.step + far),
+      Home: () => this.#seek(0),
+      End: () => this.#seek(this.#player.steps - 1),
       ArrowUp: () => other(-1),
       ArrowDown: () => other(1),
     };

@@ -160,7 +160,8 @@ export function learningCurve(container, runs, against, label) {
 
 /** Predicted against realised, by decile; other rounds stand behind in grey. */
 export function calibration(container, rounds, shown, which) {
-  const deciles = rounds.filter((round) => round.deciles).map((round) => ({ round: round.round, rows: round.deciles[which] }));
+  const deciles = rounds.filter((round) => round.deciles)
+    .map((round) => ({ round: round.round, rows: round.deciles[which] }));
   const domain = extent(deciles.flatMap(({ rows }) => rows.flatMap((row) => [row.predicted, row.realised])), 0.08);
   responsive(container, (width) => {
     const plot = new Plot({
@@ -257,10 +258,12 @@ export function effectiveShare(container, rounds, [low, high]) {
       const y = 4 + row * i;
       plot.text(`round ${round.round}`, 54, y + 19, 'end');
       if (round.effective_share == null) return;
-      plot.add('rect', { class: 'bar c0', x: plot.x(0), y: y + 6, width: plot.x(round.effective_share) - plot.x(0), height: row - 12 });
-      const said = `${percent(round.effective_share)}, ${whole(round.effective_share * round.positive)} of ${round.positive}`;
-      const inside = round.effective_share > 0.6;
-      plot.text(said, plot.x(round.effective_share) + (inside ? -6 : 6), y + 19, inside ? 'end' : 'start', inside ? 'within' : 'note');
+      const end = plot.x(round.effective_share);
+      plot.add('rect', { class: 'bar c0', x: plot.x(0), y: y + 6, width: end - plot.x(0), height: row - 12 });
+      const windows = whole(round.effective_share * round.positive);
+      const said = `${percent(round.effective_share)}, ${windows} of ${round.positive}`;
+      if (round.effective_share > 0.6) plot.text(said, end - 6, y + 19, 'end', 'within');
+      else plot.text(said, end + 6, y + 19);
     });
     return plot.root;
   });

@@ -87,7 +87,8 @@ export class Timeline {
     for (const { source, start, end } of this.episode.actors) {
       const x = plot.x(start);
       const wide = plot.x(end) - x;
-      plot.add('rect', { class: `actor ${source}`, x, y: 20, width: wide, height: BAND }, svg('title', {}, `${source}, steps ${start} to ${end - 1}`));
+      plot.add('rect', { class: `actor ${source}`, x, y: 20, width: wide, height: BAND },
+        svg('title', {}, `${source}, steps ${start} to ${end - 1}`));
       if (wide > 8 * source.length) plot.text(source, x + wide / 2, 20 + BAND / 2 + 4, 'middle', 'within');
     }
     for (const step of this.episode.takeovers.filter((one) => one > 0)) {
@@ -103,9 +104,10 @@ export class Timeline {
   #panel(panel, width, domain) {
     const { episode } = this;
     const values = episode.lines[panel.line];
-    const plot = this.#plot(width, panel.height, { domain }, panel.name);
+    const height = episode.video ? panel.height : 1.5 * panel.height;
+    const plot = this.#plot(width, height, { domain }, panel.name);
     for (const step of episode.takeovers.filter((one) => one > 0)) {
-      plot.add('line', { class: 'cut', x1: plot.x(step), x2: plot.x(step), y1: 20, y2: panel.height });
+      plot.add('line', { class: 'cut', x1: plot.x(step), x2: plot.x(step), y1: 20, y2: height });
     }
     const points = (line) => line.map((value, step) => [step + 0.5, value]);
     if (panel.zero) {
@@ -113,7 +115,8 @@ export class Timeline {
       const wide = Math.max((width - LEFT - RIGHT) / episode.steps - 1, 0.6);
       values.forEach((value, step) => {
         const [top, foot] = [plot.y(Math.max(value, 0)), plot.y(Math.min(value, 0))];
-        plot.add('rect', { class: value < 0 ? 'bar below' : 'bar above', x: plot.x(step + 0.5) - wide / 2, y: top, width: wide, height: foot - top });
+        const x = plot.x(step + 0.5) - wide / 2;
+        plot.add('rect', { class: `bar ${value < 0 ? 'below' : 'above'}`, x, y: top, width: wide, height: foot - top });
       });
     } else if (panel.floor) {
       plot.band(values.map((value, step) => [step + 0.5, 0, value]), 'c0');
@@ -141,7 +144,8 @@ export class Timeline {
     const { drop, failureStep } = this.episode;
     if (drop && drop.by > 0) {
       const title = `largest drop of V: ${decimal(drop.by)} at step ${drop.step}`;
-      plot.line([[drop.step + 0.5, values[drop.step]], [drop.step + 1.5, values[drop.step + 1]]], 'drop').append(svg('title', {}, title));
+      const ends = [drop.step, drop.step + 1].map((step) => [step + 0.5, values[step]]);
+      plot.line(ends, 'drop').append(svg('title', {}, title));
     }
     if (failureStep != null) {
       const x = plot.x(failureStep + 0.5);
