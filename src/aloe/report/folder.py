@@ -62,7 +62,7 @@ class Run:
         wanted = self.config["rounds"] + 1
         if self.complete >= wanted:
             return None
-        said = f"This run is not finished: {self.complete} of {wanted} rounds are complete, the cloning included."
+        said = f"This run is not finished: {self.complete} of {wanted} rounds are complete, the first policy included."
         for row in self.rounds[self.complete :]:
             said += f" Round {row['round']} is under way; done so far: {', '.join(row['seconds'])}."
         return said
