@@ -31,7 +31,7 @@ from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, default_execut
 from aloe.policies.recipe import ActorConfig
 from aloe.rank import Rank
 from aloe.report.command import EPISODES, Report
-from aloe.report.folder import Run as RunSoFar
+from aloe.report.folder import RunSoFar
 from aloe.report.page import write_page
 from aloe.report.text import tables
 from aloe.rollout.human import HumanConfig

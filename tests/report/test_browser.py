@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from aloe.config import PRESETS
 from aloe.experience.store import ExperienceStore
 from aloe.loop import run_circle
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.report.page import write_page
 from aloe.types import Source
 
@@ -83,7 +83,7 @@ def show(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
 
     def show(*runs: Path, width: int = 1400, scheme: str = "light") -> Opened:
         path = tmp_path / "report.html"
-        write_page([Run.read(run) for run in runs], path, episodes=30)
+        write_page([RunSoFar.read(run) for run in runs], path, episodes=30)
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # pyright: ignore
         pages.append(page)
         opened = Opened(page)

@@ -16,7 +16,7 @@ from aloe.experience.store import ExperienceStore
 from aloe.report import rerun_file
 from aloe.report.compare import differences
 from aloe.report.episodes import Trace, choose, traces
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.report.health import by_source, verdict_of
 from aloe.report.page import make_page
 from aloe.types import Source
@@ -38,7 +38,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def data_of(run: Path, episodes: int = 30) -> dict:
-    page = make_page([Run.read(run)], episodes).html
+    page = make_page([RunSoFar.read(run)], episodes).html
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
     assert found is not None
     return json.loads(found[1])
@@ -124,7 +124,7 @@ def test_histograms_share_their_edges_and_leave_out_what_has_no_weight() -> None
 
 
 def test_a_page_asks_for_nothing_from_elsewhere_and_says_what_the_run_says(finished: Path) -> None:
-    page = make_page([Run.read(finished)], 30).html
+    page = make_page([RunSoFar.read(finished)], 30).html
     assert not re.search(r"""(src|href)=["']?(?!data:)[^"' >]""", page)
     assert "@import" not in page
     assert not re.search(r"^(import|export) ", page, re.MULTILINE)
@@ -142,7 +142,7 @@ def test_a_page_asks_for_nothing_from_elsewhere_and_says_what_the_run_says(finis
 
 
 def test_every_episode_has_the_values_that_the_run_wrote(finished: Path) -> None:
-    found, missing = traces(Run.read(finished))
+    found, missing = traces(RunSoFar.read(finished))
     assert missing is None
     assert [one.kind for one in found] == ["learnt from"] * 5 + ["fresh"] * 2
     assert [one.round for one in found] == [0, 0, 1, 1, 1, 0, 0]
@@ -213,7 +213,7 @@ def test_episodes_recorded_since_the_last_critic_are_not_judged(finished: Path, 
 
 
 def test_what_differs_between_two_runs_but_not_seeds_paths_and_what_one_does_not_read(finished: Path, copy_of) -> None:
-    runs = [Run.read(copy_of(finished, name)) for name in ("first", "second", "third")]
+    runs = [RunSoFar.read(copy_of(finished, name)) for name in ("first", "second", "third")]
     runs[1].config["seed"] = 7
     runs[1].config["workers"] = 9
     runs[1].config["fit"]["learning_rate"] = 1e-4
@@ -249,7 +249,7 @@ def test_bad_input_is_one_line(finished: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_rerun_gets_the_same_videos_and_lines(finished: Path, tmp_path: Path) -> None:
     path = tmp_path / "run.rrd"
-    rerun_file.write_rerun(Run.read(finished), path, episodes=4)
+    rerun_file.write_rerun(RunSoFar.read(finished), path, episodes=4)
     chunks = recording.load_recording(path).schema().component_columns()
     paths = {column.entity_path for column in chunks}
     for name in ("value/value", "value/return", "advantage/advantage", "spread/spread", "weight/weight"):

@@ -7,7 +7,7 @@ import tyro
 from rich.console import Console
 
 from aloe.report.curve import draw_curve
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.report.page import write_page
 from aloe.report.rerun_file import write_rerun
 from aloe.report.text import tables
@@ -49,7 +49,7 @@ class Report:
 
     def main(self) -> None:
         console = Console()
-        runs = [Run.read(root) for root in self.runs]
+        runs = [RunSoFar.read(root) for root in self.runs]
         if self.text:
             for run in runs:
                 for table in tables(run):

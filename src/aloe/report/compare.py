@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aloe.config import unread_groups
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 
 NOISE = re.compile(r"^(seed|workers|cache\..*|rounds|.*\b(path|root|save_every|sample_batch|checkpointing))$")
 """Options that decide where, how fast or for how long a run is made. The seed has a column of its own."""
 
 
-def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def differences(runs: Sequence[RunSoFar]) -> list[dict[str, Any]]:
     """Options of which two runs have different values: `option` as the command line calls it, and `values`, one a run.
 
     An option that a run's method does not read, or that its version did not have, is None there and no difference.
@@ -25,7 +25,7 @@ def differences(runs: Sequence[Run]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_options(run: Run) -> Iterator[tuple[str, Any]]:
+def _read_options(run: RunSoFar) -> Iterator[tuple[str, Any]]:
     unread = unread_groups(run.config["method"])
     return _flat({name: value for name, value in run.config.items() if name not in unread})
 

@@ -8,10 +8,10 @@ import matplotlib
 matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 
 
-def draw_curve(runs: Sequence[Run], path: Path) -> None:
+def draw_curve(runs: Sequence[RunSoFar], path: Path) -> None:
     """Success of every policy version over the episodes that it has learnt from, with 95 % Wilson intervals.
 
     Raises:

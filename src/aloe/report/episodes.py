@@ -13,7 +13,7 @@ from numpy import ndarray
 from aloe.evaluation.credit import steepest_drop
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.store import ExperienceStore
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.stages import held_out
 from aloe.types import NO_POLICY, Source
 
@@ -72,7 +72,7 @@ class Trace:
         return float(np.nanmean(self.lines["value"] - self.lines["return"]))
 
 
-def traces(run: Run) -> tuple[list[Trace], str | None]:
+def traces(run: RunSoFar) -> tuple[list[Trace], str | None]:
     """All episodes of a run, and why those that it has learnt from have no pictures, where they could have."""
     last = run.judged[-1] if run.judged else None
     table = None if last is None else run.values(last)
@@ -87,7 +87,7 @@ def traces(run: Run) -> tuple[list[Trace], str | None]:
     return [*found, *(trace for index in run.judged for trace in _fresh(run, index))], missing
 
 
-def _recorded(run: Run, experience: Experience, table: pd.DataFrame | None, critic: int | None) -> Iterator[Trace]:
+def _recorded(run: RunSoFar, experience: Experience, table: pd.DataFrame | None, critic: int | None) -> Iterator[Trace]:
     """The run's experience, with what the critic of a round says of it."""
     frames = experience.columns()
     aside = set(held_out(frames, run.config["trust"]["held_out"])) if run.config["offline"] else set()
@@ -111,7 +111,7 @@ def _recorded(run: Run, experience: Experience, table: pd.DataFrame | None, crit
         )
 
 
-def _fresh(run: Run, critic: int) -> Iterator[Trace]:
+def _fresh(run: RunSoFar, critic: int) -> Iterator[Trace]:
     """The evaluation episodes that a round's critic was judged on; offline these are held-out ones, and there already."""
     table = None if run.config["offline"] else run.fresh_values(critic)
     if table is None:
@@ -154,7 +154,7 @@ def _from_values(table: pd.DataFrame, critic: int | None) -> Iterator[Trace]:
         )
 
 
-def _own(run: Run) -> list[int]:
+def _own(run: RunSoFar) -> list[int]:
     """Lengths of the episodes that the run has recorded itself."""
     return ExperienceStore.read(run.folder.experience).lengths
 

@@ -17,7 +17,7 @@ from aloe.summary import STAGES
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSoFar:
     """What a run has left so far. Nothing is written."""
 
     folder: RunFolder
@@ -29,7 +29,7 @@ class Run:
     """Rounds that are done."""
 
     @classmethod
-    def read(cls, root: Path) -> "Run":
+    def read(cls, root: Path) -> "RunSoFar":
         """Raises ValueError unless this is the folder of an `aloe run`."""
         config = _read(root / "config.json")
         if config is None or not {"rounds", "method", "seed"} <= config.keys():

@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from aloe.evaluation import health
 from aloe.evaluation.support import effective_share
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.types import Source
 
 ENOUGH: Final = 10
@@ -73,12 +73,12 @@ CHECKS: Final = (
 )
 
 
-def critic_health(run: Run) -> list[dict[str, Any]]:
+def critic_health(run: RunSoFar) -> list[dict[str, Any]]:
     """What the page draws about the critics of each round, oldest first."""
     return [round_health(run, index) for index in run.judged]
 
 
-def round_health(run: Run, index: int) -> dict[str, Any]:
+def round_health(run: RunSoFar, index: int) -> dict[str, Any]:
     """One round's checks, clues, deciles and histograms, as JSON takes them."""
     table, trust = run.values(index), run.trust(index)
     assert table is not None

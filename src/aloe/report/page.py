@@ -17,7 +17,7 @@ from aloe import __version__
 from aloe.evaluation.health import EQUAL_WEIGHTS, FEW_EFFECTIVE
 from aloe.report.compare import differences
 from aloe.report.episodes import Trace, choose, traces
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.report.health import critic_health, plain
 from aloe.report.video import Film, film
 from aloe.run import write_text
@@ -39,7 +39,7 @@ class Page:
     """Why something is not on it."""
 
 
-def make_page(runs: Sequence[Run], episodes: int) -> Page:
+def make_page(runs: Sequence[RunSoFar], episodes: int) -> Page:
     """One run with its episodes, at most so many; or several runs compared, without.
 
     Raises:
@@ -69,7 +69,7 @@ def make_page(runs: Sequence[Run], episodes: int) -> Page:
     return Page(_html(data, films), said)
 
 
-def write_page(runs: Sequence[Run], path: Path, episodes: int) -> Page:
+def write_page(runs: Sequence[RunSoFar], path: Path, episodes: int) -> Page:
     """Writes it, atomically."""
     page = make_page(runs, episodes)
     write_text(path, page.html)
@@ -102,7 +102,7 @@ def _unwrapped(module: str) -> str:
     return re.sub(r"^export (?=\w)", "", re.sub(r"^import .*\n", "", module, flags=re.MULTILINE), flags=re.MULTILINE)
 
 
-def _run(run: Run) -> dict[str, Any]:
+def _run(run: RunSoFar) -> dict[str, Any]:
     config = run.config
     rounds, elapsed = [], 0.0
     for row in run.rounds:
@@ -128,7 +128,7 @@ def _run(run: Run) -> dict[str, Any]:
     }
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: RunSoFar) -> list[tuple[str, str]]:
     """What a reader has to know of the run, as pairs of words."""
     config = run.config
     world = config["world"]

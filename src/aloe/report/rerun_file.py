@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from aloe.report.episodes import Trace, choose, traces
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.report.health import critic_health
 from aloe.report.video import film
 from aloe.types import Source
@@ -15,7 +15,7 @@ MOST_BYTES = 2_000_000
 """Of an episode's video."""
 
 
-def write_rerun(run: Run, path: Path, episodes: int) -> None:
+def write_rerun(run: RunSoFar, path: Path, episodes: int) -> None:
     """A tab for the run and one for each episode, whose time lines begin at step 0 each.
 
     Raises:
@@ -81,7 +81,7 @@ def _log(rr: Any, stream: Any, origin: str, trace: Trace) -> None:
     stream.send_columns(f"{origin}/video", times, frames)
 
 
-def _about(run: Run) -> str:
+def _about(run: RunSoFar) -> str:
     lines = [f"# {run.title}", run.unfinished or ""]
     for health in critic_health(run):
         lines.append(f"**Critic of round {health['round']}: {health['verdict']}.** {health['said']}")

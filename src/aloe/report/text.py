@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from aloe.report.folder import Run
+from aloe.report.folder import RunSoFar
 from aloe.report.health import critic_health
 
 
-def round_table(run: Run) -> Table:
+def round_table(run: RunSoFar) -> Table:
     """Round, episodes so far, human takeovers, success with its 95 % interval, steps to success, wall time."""
     table = Table(title=run.title)
     for name in (
@@ -39,7 +39,7 @@ def round_table(run: Run) -> Table:
     return table
 
 
-def health_table(run: Run) -> Table | None:
+def health_table(run: RunSoFar) -> Table | None:
     """The checks of every round's critic; what warns has an exclamation mark. None where no critic was judged."""
     judged = [health for health in critic_health(run) if health["checks"]]
     if not judged:
@@ -53,7 +53,7 @@ def health_table(run: Run) -> Table | None:
     return table
 
 
-def tables(run: Run) -> Iterator[Table | str]:
+def tables(run: RunSoFar) -> Iterator[Table | str]:
     """All there is to print."""
     if run.unfinished:
         yield run.unfinished
