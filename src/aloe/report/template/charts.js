@@ -63,7 +63,7 @@ export class Plot {
       this.add('line', { class: 'tick', x1: this.x(tick), x2: this.x(tick), y1: foot, y2: foot + 4 });
       this.text((x.format ?? asFineAs(along))(tick), this.x(tick), foot + 16, 'middle');
     }
-    const up = y.ticks ?? ticks(...y.domain, Math.max(2, (foot - top) / 45));
+    const up = y.ticks ?? ticks(...y.domain, Math.max(3, (foot - top) / 45));
     for (const tick of up) {
       this.add('line', { class: 'rule', x1: left, x2: this.width - right, y1: this.y(tick), y2: this.y(tick) });
       this.text((y.format ?? asFineAs(up))(tick), left - 7, this.y(tick) + 4, 'end');

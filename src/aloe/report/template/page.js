@@ -122,11 +122,11 @@ function showCompared() {
 function showEpisodes() {
   const { episodes, of, note } = data;
   if (!episodes.length) return;
-  byId('selection').textContent = episodes.length === of
-    ? `All ${of} episodes.`
-    : `${episodes.length} of ${of} episodes: half of them such as the critic has not learnt from, where there are any; `
-      + 'chosen in turn by the largest drop of V, by disagreement, by takeovers, by agreement, and the newest. '
-      + '--episodes N shows another number of them.';
+  byId('selection').append(...(episodes.length === of ? [`All ${of} episodes.`] : [
+    `${episodes.length} of ${of} episodes: half of them such as the critic has not learnt from, where there are any; `,
+    'chosen in turn by the largest drop of V, by disagreement, by takeovers, by agreement, and the newest. ',
+    html('code', {}, '--episodes N'), ' shows another number of them.',
+  ]));
   byId('note').hidden = !note;
   byId('note').textContent = note ?? '';
   new Browser(byId('episodes'), episodes);
