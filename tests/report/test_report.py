@@ -189,7 +189,7 @@ def test_a_run_under_way_has_a_page_that_says_so(finished: Path, copy_of) -> Non
     assert shown["unfinished"].startswith("This run is not finished: 1 of 2 rounds are complete")
     assert "Round 1 is under way; done so far: collect, sample, critic, advantages." in shown["unfinished"]
     assert [row["success"] is None for row in shown["rounds"]] == [False, True]
-    assert shown["health"][0]["verdict"] == "no critic"
+    assert shown["health"][0]["verdict"] == "not judged"
     assert len(data["episodes"]) == 5
 
 

@@ -93,7 +93,7 @@ def _recorded(run: RunSoFar, experience: Experience, table: pd.DataFrame | None,
     aside = set(held_out(frames, run.config["trust"]["held_out"])) if run.config["offline"] else set()
     recorded = run.recorded_by()
     given = len(experience.lengths) - (0 if run.config["offline"] else len(_own(run)))
-    judged = 0 if table is None else len(table)
+    judged, lines = (0, {}) if table is None else (len(table), _lines(table))
     for episode, rows in enumerate(_rows(experience)):
         is_judged = bool(rows.stop <= judged)
         yield Trace(
@@ -105,7 +105,7 @@ def _recorded(run: RunSoFar, experience: Experience, table: pd.DataFrame | None,
             version=_version(frames.policy_version[rows]),
             outcome=_outcome(frames, rows.stop - 1),
             source=frames.source[rows],
-            lines={} if table is None or not is_judged else _lines(table.iloc[rows]),
+            lines={name: line[rows] for name, line in lines.items()} if is_judged else {},
             fps=experience.fps,
             pictures=_pictures(experience, episode),
         )
@@ -118,7 +118,7 @@ def _fresh(run: RunSoFar, critic: int) -> Iterator[Trace]:
         return
     version = critic - 1
     store, facts = run.fresh(version)
-    frames = store.columns()
+    frames, lines = store.columns(), _lines(table)
     for episode, rows in enumerate(_rows(store)):
         yield Trace(
             title=f"fresh {episode} of version {version}",
@@ -130,7 +130,7 @@ def _fresh(run: RunSoFar, critic: int) -> Iterator[Trace]:
             outcome=_outcome(frames, rows.stop - 1),
             failure_step=facts[episode].failure_step,
             source=frames.source[rows],
-            lines=_lines(table.iloc[rows]),
+            lines={name: line[rows] for name, line in lines.items()},
             fps=store.fps,
             pictures=_pictures(store, episode),
         )

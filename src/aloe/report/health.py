@@ -18,7 +18,9 @@ from aloe.types import Source
 ENOUGH: Final = 10
 """Fresh episodes below which no verdict is given: one episode more or less would change it."""
 BINS: Final = 41
-Verdict = Literal["nothing warns", "with caution", "do not trust", "too little to tell", "no critic"]
+WEIGHTED: Final = ("aloe", "awr")
+"""Methods whose weights choose; the others learn from some windows, and from all of them alike."""
+Verdict = Literal["nothing warns", "with caution", "do not trust", "too little to tell", "not judged"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,13 @@ def round_health(run: RunSoFar, index: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "round": index,
         "windows": len(table),
-        "effective_share": none_if_nan(effective_share(weight)),
+        "effective_share": none_if_nan(effective_share(weight)) if run.config["method"] in WEIGHTED else None,
         "positive": int((weight > 0).sum()),
         "histograms": {name: by_source(table, name) for name in ("advantage", "weight")},
         "sources": shares(table),
     }
     if trust is None:
-        return result | {"verdict": "no critic", "said": "Nobody has judged the values of this round.", "checks": []}
+        return result | {"verdict": "not judged", "said": "Nobody has judged the values of this round.", "checks": []}
     numbers = trust["numbers"]
     seen = table["return"].dropna()
     return_range = trust.get("return_range") or float(seen.max() - seen.min())
@@ -162,7 +164,7 @@ def clues(numbers: Mapping[str, float | None]) -> list[dict[str, str]]:
         found.append(
             {
                 "title": "Doubt and error",
-                "said": f"Rank correlation of the ensemble's spread with its error: {correlation:.2f}; {meaning}.",
+                "said": f"Rank correlation of the ensemble's spread with its error: {signed(correlation)}; {meaning}.",
             }
         )
     return found
@@ -173,7 +175,7 @@ def by_source(table: pd.DataFrame, column: str) -> dict[str, Any]:
     Windows without a weight are left out of that of the weights."""
     used = table["weight"].to_numpy() > 0 if column == "weight" else np.ones(len(table), bool)
     values, of = table[column].to_numpy(np.float64)[used], table["source"].to_numpy()[used]
-    low, high = np.quantile(values, (0.005, 0.995))
+    low, high = np.quantile(values, (0.005, 0.995)) if len(values) else (0.0, 1.0)
     edges = np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 0.5, low + 0.5, BINS + 1)
     counted = {
         source.name.lower(): np.histogram(np.clip(values[mine], edges[0], edges[-1]), edges)[0] / mine.sum()
@@ -200,8 +202,8 @@ def shares(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def plain(values: Shaped[ndarray, "N"]) -> list[float | None]:
-    """Four digits each; NaN, which is no JSON, as None."""
-    return [None if math.isnan(value) else float(f"{value:.4g}") for value in values.tolist()]
+    """Four digits each; what is no number, and so no JSON, as None."""
+    return [float(f"{value:.4g}") if math.isfinite(value) else None for value in values.tolist()]
 
 
 def none_if_nan(value: float) -> float | None:
@@ -214,6 +216,10 @@ def shown(value: float | None, check: Check, return_range: float) -> str:
         return "unknown"
     if check.unit == "share":
         return f"{value:.0%}"
-    plain_number = f"{value:+.2f}" if check.number == "value_bias" else f"{value:.2g}"
-    share = f" ({abs(value) / return_range:.1%})" if check.unit == "of the range" else ""
-    return f"{plain_number}{share}".replace("-", "−")
+    figure = f"{value:.2g}" if check.number == "spread_executed" else signed(value)
+    return f"{figure} ({abs(value) / return_range:.1%})" if check.unit == "of the range" else figure
+
+
+def signed(value: float) -> str:
+    """Two decimals, with a real minus."""
+    return f"{value:+.2f}".replace("-", "−")

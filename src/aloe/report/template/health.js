@@ -8,14 +8,14 @@ export const SIGN = {
   'with caution': ['care', '!'],
   'do not trust': ['bad', '✕'],
   'too little to tell': ['open', '?'],
-  'no critic': ['open', '–'],
+  'not judged': ['open', '–'],
 };
 const WORDS = {
   'nothing warns': 'Nothing warns against this critic',
   'with caution': 'Use this critic with caution',
   'do not trust': 'Do not trust this critic',
   'too little to tell': 'Too little to tell',
-  'no critic': 'Not judged',
+  'not judged': 'This critic was not judged',
 };
 
 export function sign(verdict) {

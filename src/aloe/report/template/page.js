@@ -12,7 +12,7 @@ const alone = runs.length === 1;
 const interval = (row) =>
   row?.success == null ? unknown : `${percent(row.success_low)} to ${percent(row.success_high)}`;
 const measured = (run) => run.rounds.filter((row) => row.success != null);
-const lastJudged = (run) => run.health.filter((round) => round.verdict !== 'no critic').at(-1);
+const lastJudged = (run) => run.health.filter((round) => round.verdict !== 'not judged').at(-1);
 const verdictCell = (round) => (round ? html('span', {}, sign(round.verdict), round.verdict) : unknown);
 
 /** Gives every run a label of its own. */
