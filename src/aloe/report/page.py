@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -30,6 +31,10 @@ VIDEO_BYTES: Final = 14_000_000
 """Of all videos together; base64 makes a third more of them."""
 
 
+AT_ONCE: Final = 2
+"""Episodes whose pictures are in memory at a time."""
+
+
 @dataclass(frozen=True)
 class Page:
     """An HTML file and what is worth saying of it."""
@@ -52,7 +57,9 @@ def make_page(runs: Sequence[RunSoFar], episodes: int) -> Page:
         if missing is not None:
             note = f"The episodes are shown without pictures and outcomes, because the experience cannot be read: {missing}"
             said.append(f"without pictures: {missing}")
-        films = [_film(trace, VIDEO_BYTES // max(len(chosen), 1)) for trace in chosen]
+        most = VIDEO_BYTES // max(len(chosen), 1)
+        with ThreadPoolExecutor(AT_ONCE) as pool:  # the codecs let go of Python's lock
+            films = list(pool.map(lambda trace: _film(trace, most), chosen))
         shown = [_episode(trace, one) for trace, one in zip(chosen, films, strict=True)]
         if not any(films) and missing is None and chosen:
             note = "This run has no pictures: it is about states alone. The cursor moves in real time instead."

@@ -58,7 +58,7 @@ def film(pictures: Mapping[str, UInt8[ndarray, "T h w 3"]], fps: int, most_bytes
     with av.open(file, "w", format="mp4") as container:
         bits = int(8 * most_bytes * rate / len(shown) * 0.9)  # the rest is the container's
         options = {"preset": "veryfast", "profile": "baseline", "crf": "23", "g": str(GROUP), "bf": "0"}
-        options |= {"maxrate": str(bits), "bufsize": str(bits)}
+        options |= {"maxrate": str(bits), "bufsize": str(bits), "x264-params": "log-level=none"}
         stream = container.add_stream("libx264", rate, options=options)
         assert isinstance(stream, VideoStream)
         stream.pix_fmt, (stream.height, stream.width) = "yuv420p", whole
