@@ -377,10 +377,11 @@ def decode_video(path: Path, times: Sequence[float], fps: int, size: tuple[int, 
             found = (video.codec_context.height, video.codec_context.width)
             if found != size:
                 raise ValueError(f"it has {found} pixels, {size} are declared")
-            return _at(container, np.array(times), 0.5 / fps, size)
+            pictures = _at(container, np.array(times), 0.5 / fps, size)
     except (av.FFmpegError, ValueError, IndexError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be decoded: {reason}") from error
+    return pictures
 
 
 def _at(

@@ -139,7 +139,7 @@ export function learningCurve(container, runs, against, label) {
       width,
       height: Math.min(360, Math.max(240, width * 0.45)),
       label: `Success over ${label}`,
-      x: { domain: [0, largest * 1.03], label },
+      x: { domain: [0, largest * 1.03], ticks: ticks(0, largest, Math.max(2, width / 110)).filter(Number.isInteger), label },
       y: { domain: [0, 1], ticks: [0, 0.25, 0.5, 0.75, 1], format: percent, label: 'success of the policy alone' },
     });
     series.forEach((rows, i) => {
