@@ -272,7 +272,7 @@ def test_store_that_was_recorded_with_another_camera(complaint, store):
 
 
 def test_report_of_a_folder_without_a_run(complaint, tmp_path):
-    assert_says(complaint("report", tmp_path), str(tmp_path), "summary.json")
+    assert_says(complaint("report", tmp_path), str(tmp_path), "config.json")
     assert_says(complaint("report"), "name at least one run folder")
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,45 @@ def test_critics_are_judged_on_episodes_that_they_were_not_trained_on(
     trust = json.loads((folder / "rounds/001/trust.json").read_text())
     assert trust["numbers"]["episodes"] == len(held_out)
     assert trust["numbers"]["value_rank_correlation"] is not None
+
+
+def report_of(folder: Path) -> dict[str, Any]:
+    page = (folder / "report.html").read_text()
+    return json.loads(page.split('id="data">')[1].split("</script>")[0])
+
+
+def test_the_report_shows_the_roots_episodes_and_which_of_them_the_critics_have_not_seen(
+    data: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run()
+    assert f"report          {folder / 'report.html'}" in capsys.readouterr().out.replace("\n", "")
+    shown = report_of(folder)
+    frames = with_roots(None, {n: RootConfig(root=data / n) for n in ("demos", "rollouts")}).columns()
+    kinds = ["held out" if e in stages.held_out(frames, 0.4) else "learnt from" for e in range(11)]
+    assert [episode["kind"] for episode in shown["episodes"]] == kinds
+    assert [camera for camera, *_ in shown["episodes"][0]["video"]["places"]] == ["top", "wrist"]
+    assert shown["episodes"][10]["outcome"] == "failure"  # seed 17 is odd
+    assert [row["success"] for row in shown["runs"][0]["rounds"]] == [None, None]
+
+
+def test_a_report_of_data_that_were_moved_away_or_have_grown_has_no_pictures_and_says_why(
+    data: Path, run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data / "rollouts", tmp_path / "rollouts")
+    folder = run("--experience.more.root", tmp_path / "rollouts", roots=("demos",))
+    before = report_of(folder)["episodes"]
+    with ExperienceStore.open(tmp_path / "rollouts") as store:
+        store.append(episode(30, Source.POLICY, success=True))
+    aloe("report", folder)
+    assert "has changed since the last round" in report_of(folder)["note"]
+    shutil.move(tmp_path / "rollouts", tmp_path / "elsewhere")
+    capsys.readouterr()
+    aloe("report", folder)
+    assert "without pictures:" in capsys.readouterr().out
+    shown = report_of(folder)
+    assert "rollouts" in shown["note"]
+    assert [one["video"] for one in shown["episodes"]] == [None] * 11
+    assert [one["lines"]["value"] for one in shown["episodes"]] == [one["lines"]["value"] for one in before]
 
 
 def test_without_held_out_episodes_it_is_said_that_nobody_judges(

@@ -11,7 +11,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads must not 
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_MININTERVAL", "10")  # a log file needs no ten lines a second
 
-import tyro
 from rich.console import Console
 from safetensors import SafetensorError
 
@@ -31,7 +30,10 @@ from aloe.options import parse, take_preset
 from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, default_execute
 from aloe.policies.recipe import ActorConfig
 from aloe.rank import Rank
-from aloe.report.text import draw_curve, read_summary, summary_table
+from aloe.report.command import EPISODES, Report
+from aloe.report.folder import RunSoFar
+from aloe.report.page import write_page
+from aloe.report.text import tables
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorkerError, WorldPool
 from aloe.run import RunFolder, write_json
@@ -342,26 +344,6 @@ class Eval:
             write_json(self.output, asdict(report))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """The table and the learning curve of one or more runs, from their folders."""
-
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders."""
-    output: Path | None = None
-    """PNG of the learning curve; `curve.png` in the first run by default."""
-
-    def main(self) -> None:
-        if not self.runs:
-            raise ValueError("name at least one run folder: aloe report RUN [RUN ...]")
-        summaries = [read_summary(run) for run in self.runs]
-        for summary in summaries:
-            console.print(summary_table(summary))
-        output = self.output or self.runs[0] / "curve.png"
-        draw_curve(summaries, output)
-        console.print(f"learning curve: {output}")
-
-
 def _finished(output_dir: Path, config: Any, stage: str) -> bool:
     """Whether a command has done all of its work already. Writes nothing, so that a later mistake leaves nothing behind."""
     return (output_dir / "config.json").exists() and RunFolder.open(output_dir, config).done(0, stage) is not None
@@ -409,12 +391,15 @@ def run_command(arguments: list[str]) -> None:
         say=lambda line: console.print(f"[bold]{line}"),
         device=options.device,
     )
-    console.print(summary_table(read_summary(run.root)))
-    if not config.offline:
-        draw_curve([read_summary(run.root)], run.root / "curve.png")
-        console.print(f"learning curve  {run.root / 'curve.png'}")
+    so_far = RunSoFar.read(run.root)
+    for table in tables(so_far):
+        console.print(table)
+    page = run.root / "report.html"
+    for line in write_page([so_far], page, EPISODES).said:
+        console.print(line)
     console.print(f"last policy     {run.policy(config.rounds)}")
     console.print(f"everything      {run.root}")
+    console.print(f"report          {page}; open it in a browser")
 
 
 def _default_folder(preset: str, config: RunConfig) -> Path:

@@ -242,7 +242,7 @@ class Circle:
                 fresh,
                 facts,
                 learnt,
-                run.round(index) / "advantages.parquet",
+                run.round(index),
                 state.critic,
                 config.critic_fit,
                 (config.seed, "trust", index),

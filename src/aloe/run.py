@@ -5,6 +5,7 @@ metrics.jsonl    one line a measurement, the truth; `tensorboard/` is made from 
 summary.json     one entry a round
 experience/      the store, a LeRobot v3 dataset; with --dataset.root a link to it
 cache/           decoded pictures, features, sampled chunks; may be deleted
+report.html      what `aloe report` makes of all this
 rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ..., and <stage>.done.json;
                  fresh/ and fresh.json: the evaluation's first episodes, a store that nobody learns from, and facts of all
 """

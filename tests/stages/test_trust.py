@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -46,11 +47,13 @@ def judged(run: RunFolder, cache: Path, change) -> dict:
     state = stages.new_critic(shape, CONFIG.critic, CONFIG.fit, (0, "new critic"))
     state.load(run.round(1) / "critic.safetensors")
     change(state.critic)
+    cache.mkdir(exist_ok=True)
+    shutil.copy(run.round(1) / "advantages.parquet", cache)
     return stages.trust_stage(
         fresh,
         EvaluatedEpisode.read(run.round(0) / "fresh.json"),
         learnt,
-        run.round(1) / "advantages.parquet",
+        cache,
         state.critic,
         CONFIG.fit,
         (0, "trust", 1),
@@ -127,6 +130,19 @@ def test_without_fresh_episodes_nothing_is_recorded_or_judged(tmp_path):
 def test_the_stage_gives_the_same_numbers_for_the_same_critics(run, tmp_path):
     trust = judged(run, tmp_path, lambda critic: None)
     assert trust == json.loads((run.round(1) / "trust.json").read_text())
+
+
+def test_values_of_fresh_states_are_kept_as_they_were_judged(run):
+    table = pd.read_parquet(run.round(1) / "fresh_values.parquet")
+    frames = ExperienceStore.read(run.round(0) / "fresh").columns()
+    assert table["episode"].tolist() == frames.episode.tolist()
+    assert table["step"].tolist() == frames.step.tolist()
+    known = table["return"].notna()
+    numbers = (run.done(1, "trust") or {})["numbers"]
+    assert (table["value"] - table["return"])[known].mean() == pytest.approx(numbers["value_bias"], abs=1e-6)
+    assert table[["q_0", "q_1"]].std(axis=1, ddof=0).mean() == pytest.approx(numbers["spread_executed"], abs=1e-6)
+    # min over the critics of Q, minus V
+    np.testing.assert_allclose(table["advantage"], table[["q_0", "q_1"]].min(axis=1) - table["value"], atol=1e-6)
 
 
 def test_a_critic_that_over_estimates_is_called_so(run, tmp_path):

@@ -20,8 +20,8 @@ EQUAL_WEIGHTS: Final = 0.95
 """Effective share of the weights, above which improving is cloning."""
 
 
-def warnings_of(numbers: Mapping[str, float | None], return_range: float) -> list[str]:
-    """Warnings about the numbers of a `trust` stage; what is missing or undefined is passed over.
+def warnings_of(numbers: Mapping[str, float | None], return_range: float) -> dict[str, str]:
+    """Warnings about the numbers of a `trust` stage, by the number's name; what is missing or undefined is passed over.
 
     return_range: largest minus smallest return seen in the data.
     """
@@ -30,11 +30,11 @@ def warnings_of(numbers: Mapping[str, float | None], return_range: float) -> lis
         value = numbers.get(name)
         return math.nan if value is None else value  # every comparison with NaN is false
 
-    said = []
+    said = {}
     above, above_at_step = number("above_best"), number("above_best_at_step")
     if above > ABOVE_BEST or above_at_step > ABOVE_BEST_AT_STEP:
         where = f"{above:.0%} of them, and" if above > ABOVE_BEST else "in no state so far, but"
-        said.append(
+        said["above_best_at_step"] = (
             f"values of sampled chunks exceed every return seen ({where} {above_at_step:.0%} exceed every return seen from "
             "the same step on): the critic is over-estimating; try --fit.bootstrap in-sample, or "
             "--fit.target-aggregation min"
@@ -46,30 +46,30 @@ def warnings_of(numbers: Mapping[str, float | None], return_range: float) -> lis
             if bias > 0
             else ("low", "--fit.advantage-aggregation mean, or more --fit.steps")
         )
-        said.append(
+        said["value_bias"] = (
             f"values of fresh episodes are too {how} by {abs(bias):.2f} on average, {abs(bias) / return_range:.0%} of the "
             f"range of returns: they say little about how good the policy is; try {remedy}"
         )
     correlation = number("value_rank_correlation")
     if correlation < RANK_CORRELATION:
-        said.append(
+        said["value_rank_correlation"] = (
             f"values do not follow the returns of fresh episodes (rank correlation {correlation:.2f}): "
             "advantages may be noise; train the critics longer (--fit.steps), or collect more episodes"
         )
     spread = number("spread_executed")
     if spread < COLLAPSED_SPREAD * return_range:
-        said.append(
+        said["spread_executed"] = (
             f"the critics agree almost exactly (spread {spread:.4f}): min over them is no pessimism, and "
             "their spread says nothing about their error; use more --critic.critics"
         )
     share = number("effective_share")
     if share < FEW_EFFECTIVE:
-        said.append(
+        said["effective_share"] = (
             f"few windows carry the weight (effective share {share:.2f}): the policy would learn from little; raise "
             "--aloe.beta-scale, or lower --aloe.clip"
         )
     if share > EQUAL_WEIGHTS:
-        said.append(
+        said["effective_share"] = (
             f"all weights are nearly equal (effective share {share:.2f}): improving amounts to cloning; lower "
             "--aloe.beta-scale"
         )

@@ -20,9 +20,9 @@ from typing import Any, Final
 import av
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt8
+from av.container import InputContainer
+from jaxtyping import Float64, UInt8
 from lerobot.datasets.utils import DEFAULT_TASKS_PATH, INFO_PATH
-from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frames
 from numpy import ndarray
 from PIL import Image
 
@@ -375,10 +375,33 @@ def decode_video(path: Path, times: Sequence[float], fps: int, size: tuple[int, 
             if video.codec_context is None:
                 raise ValueError("of an unknown codec")
             found = (video.codec_context.height, video.codec_context.width)
-        if found != size:
-            raise ValueError(f"it has {found} pixels, {size} are declared")
-        frames = decode_video_frames(path, list(times), 0.5 / fps, backend="pyav", return_uint8=True)
-    except (av.FFmpegError, FrameTimestampError, ValueError, IndexError, OSError, RuntimeError) as error:
+            if found != size:
+                raise ValueError(f"it has {found} pixels, {size} are declared")
+            pictures = _at(container, np.array(times), 0.5 / fps, size)
+    except (av.FFmpegError, ValueError, IndexError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be decoded: {reason}") from error
-    return frames.permute(0, 2, 3, 1).contiguous().numpy()
+    return pictures
+
+
+def _at(
+    container: InputContainer, times: Float64[ndarray, "T"], tolerance: float, size: tuple[int, int]
+) -> UInt8[ndarray, "T h w 3"]:
+    """The picture that is nearest to each time. As LeRobot's `decode_video_frames_pyav`, of which a third of the time went
+    into turning pictures to channels first, and back again here."""
+    video = container.streams.video[0]
+    assert video.time_base is not None
+    container.seek(round(times.min() / video.time_base) - 1, stream=video)  # the key picture before the first
+    pictures, apart = np.empty((len(times), *size, 3), np.uint8), np.full(len(times), tolerance)
+    for frame in container.decode(video):
+        if frame.pts is None:
+            continue
+        at = float(frame.pts * video.time_base)
+        nearer = np.abs(times - at) < apart
+        if nearer.any():
+            pictures[nearer], apart[nearer] = frame.to_ndarray(format="rgb24"), np.abs(times - at)[nearer]
+        if at >= times.max():
+            break
+    if (missing := apart == tolerance).any():
+        raise ValueError(f"there is no picture at {times[missing][0]:.3f} s, nor within {tolerance:.3f} s of it")
+    return pictures

@@ -1,31 +1,16 @@
-"""The table and the learning curve of a run, from its folder alone."""
+"""The tables of a run, for a terminal."""
 
-import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
 from rich.table import Table
 
-
-def read_summary(run: Path) -> dict[str, Any]:
-    """The content of `summary.json`.
-
-    Raises:
-        ValueError: there is none (yet).
-    """
-    path = run / "summary.json"
-    if not path.is_file():
-        raise ValueError(f"{run} holds no finished round: there is no summary.json; is it a run of `aloe run`?")
-    return json.loads(path.read_text())
+from aloe.report.folder import RunSoFar
+from aloe.report.health import critic_health
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
+def round_table(run: RunSoFar) -> Table:
     """Round, episodes so far, human takeovers, success with its 95 % interval, steps to success, wall time."""
-    table = Table(title=f"{summary['method']} on {summary['task']}, seed {summary['seed']}")
+    table = Table(title=run.title)
     for name in (
         "round",
         "episodes",
@@ -37,13 +22,12 @@ def summary_table(summary: dict[str, Any]) -> Table:
     ):
         table.add_column(name, justify="right")
     elapsed = 0.0
-    for row in summary["rounds"]:
+    for row in run.rounds:
         elapsed += sum(row["seconds"].values())
         steps = row["steps_to_success"]
         table.add_row(
             str(row["round"]),
-            str(row["episodes"]),
-            str(row["takeovers"]),
+            *("-" if row[name] is None else str(row[name]) for name in ("episodes", "takeovers")),
             *(
                 ("-", "-")  # offline nothing is measured
                 if row["success"] is None
@@ -55,29 +39,24 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def draw_curve(summaries: list[dict[str, Any]], path: Path) -> None:
-    """Success of every policy version over the episodes that it has learnt from, with 95 % Wilson intervals."""
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for summary in summaries:
-        rounds = summary["rounds"]
-        episodes = [row["episodes"] for row in rounds]
-        axes.plot(
-            episodes,
-            [100 * row["success"] for row in rounds],
-            marker="o",
-            label=f"{summary['method']}, seed {summary['seed']}",
-        )
-        axes.fill_between(
-            episodes,
-            [100 * row["success_low"] for row in rounds],
-            [100 * row["success_high"] for row in rounds],
-            alpha=0.15,
-        )
-    axes.set_xlabel("episodes in the store (demonstrations included)")
-    axes.set_ylabel("success of the policy alone, percent")
-    axes.set_ylim(0, 102)
-    axes.set_title(", ".join(sorted({summary["task"] for summary in summaries})))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def health_table(run: RunSoFar) -> Table | None:
+    """The checks of every round's critic; what warns has an exclamation mark. None where no critic was judged."""
+    judged = [health for health in critic_health(run) if health["checks"]]
+    if not judged:
+        return None
+    table = Table(title=f"the critics of {run.name}")
+    for name in ("round", "verdict", *(check["title"] for check in judged[0]["checks"])):
+        table.add_column(name, justify="right")
+    for health in judged:
+        checks = (f"{check['value']}{' !' if check['warning'] else ''}" for check in health["checks"])
+        table.add_row(str(health["round"]), health["verdict"], *checks)
+    return table
+
+
+def tables(run: RunSoFar) -> Iterator[Table | str]:
+    """All there is to print."""
+    if run.unfinished:
+        yield run.unfinished
+    yield round_table(run)
+    if (table := health_table(run)) is not None:
+        yield table

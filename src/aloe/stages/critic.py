@@ -209,11 +209,15 @@ def advantage_stage(
     """
     evaluation = evaluate_windows(state.critic, data, fit)
     actor = weigh(evaluation)
-    critics = {f"q_{k}": evaluation.q[:, k] for k in range(evaluation.q.shape[1])}
-    write_advantages(inputs, evaluation.value, evaluation.advantage, actor, out, critics)
+    write_advantages(inputs, evaluation.value, evaluation.advantage, actor, out, critic_columns(evaluation))
     spread = {"spread_data": evaluation.q.std(-1).mean(), "spread_samples": evaluation.q_samples.std(-1).mean()}
     metrics = advantage_metrics(inputs.frames, evaluation.value, evaluation.advantage, actor)
     return metrics | {name: float(mean) for name, mean in spread.items()}
+
+
+def critic_columns(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Each critic's value of the executed chunk."""
+    return {f"q_{k}": evaluation.q[:, k] for k in range(evaluation.q.shape[1])}
 
 
 def write_advantages(
@@ -225,22 +229,39 @@ def write_advantages(
     more: dict[str, np.ndarray] | None = None,
 ) -> None:
     """`advantages.parquet`, one row a window: where it is, its values, and what the actor is to make of it."""
-    frames = inputs.frames
     table = {
+        **value_columns(inputs, value, advantage, more),
+        "weight": actor.weight,
+        **({} if actor.condition is None else {"condition": actor.condition}),
+    }
+    write_table(table, out / "advantages.parquet")
+
+
+def value_columns(
+    inputs: EvaluationInputs,
+    value: Float32[np.ndarray, "N"],
+    advantage: Float32[np.ndarray, "N"],
+    more: dict[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Where each window is, the return that followed (NaN where the fragment merely stopped), and what it is valued at."""
+    frames, windows = inputs.frames, inputs.windows
+    return {
         "episode": frames.episode,
         "step": frames.step,
         "source": frames.source,
         "policy_version": frames.policy_version,
-        "return": inputs.windows.monte_carlo,
+        "return": np.where(windows.ended, windows.monte_carlo, np.float32(np.nan)),
         **(more or {}),
         "value": value,
         "advantage": advantage,
-        "weight": actor.weight,
-        **({} if actor.condition is None else {"condition": actor.condition}),
     }
-    partial = out / "advantages.parquet.partial"
-    pd.DataFrame(table).to_parquet(partial, index=False)
-    os.replace(partial, out / "advantages.parquet")
+
+
+def write_table(columns: dict[str, np.ndarray], path: Path) -> None:
+    """A parquet file, atomically."""
+    partial = path.with_name(path.name + ".partial")
+    pd.DataFrame(columns).to_parquet(partial, index=False)
+    os.replace(partial, path)
 
 
 def advantage_metrics(

@@ -26,7 +26,14 @@ from aloe.experience.cache import Cache
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import PolicyBundle, Tower
-from aloe.stages.critic import EvaluationInputs, critic_data, sample_stage
+from aloe.stages.critic import (
+    EvaluationInputs,
+    critic_columns,
+    critic_data,
+    sample_stage,
+    value_columns,
+    write_table,
+)
 from aloe.types import Episode, Source
 from aloe.value.critic import ChunkCritic
 from aloe.value.evaluate import Evaluation, evaluate_windows
@@ -119,7 +126,7 @@ def trust_stage(
     fresh: EvaluationInputs,
     facts: list[EvaluatedEpisode],
     learnt: EvaluationInputs,
-    advantages: Path,
+    out: Path,
     critic: ChunkCritic,
     fit: FitConfig,
     key: tuple[int | str, ...],
@@ -129,10 +136,11 @@ def trust_stage(
     best_of: bool,
     weighted: bool,
 ) -> dict[str, Any]:
-    """Judges a critic; `numbers` (None where undefined), `warnings`, and the tables `by_decile` of value and chunk.
+    """Judges a critic; `numbers` (None where undefined), `return_range` of what it learnt from, `warnings`, and the tables
+    `by_decile` of value and chunk. Writes `fresh_values.parquet`, a row a state like `advantages.parquet`, into `out`.
 
     fresh, facts: episodes that it has not seen, of the policy that it evaluated, and what the simulator knows of them.
-    learnt, advantages: what it was trained on, and the `advantages.parquet` that came of it.
+    learnt, out: what it was trained on, and the folder of the `advantages.parquet` that came of it.
     samples: chunks that are drawn at every fresh state, into the file `chunks`. best_of: whether the critics choose at
     play. weighted: whether the actor's weights follow the advantages, so that something may be wrong with them.
     """
@@ -143,7 +151,8 @@ def trust_stage(
     known, realised = fresh.windows.ended, fresh.windows.monte_carlo
     begins = known & (fresh.frames.step == 0)
     seen = learnt.windows.monte_carlo[learnt.windows.ended]
-    table = pd.read_parquet(advantages)
+    return_range = float(seen.max() - seen.min()) if len(seen) else math.nan
+    table = pd.read_parquet(out / "advantages.parquet")
     error = np.abs(evaluation.q.mean(1) - realised)  # not of an aggregation that contains the spread itself
     numbers = {
         "episodes": len(np.unique(fresh.frames.episode)),
@@ -157,9 +166,12 @@ def trust_stage(
         "effective_share": effective_share(table["weight"].to_numpy()) if weighted else math.nan,
     }
     numbers = {name: None if math.isnan(number) else number for name, number in numbers.items()}
+    kept = value_columns(fresh, value, evaluation.chunks - value, critic_columns(evaluation))
+    write_table(kept, out / "fresh_values.parquet")
     return {
         "numbers": numbers,
-        "warnings": warnings_of(numbers, float(seen.max() - seen.min()) if len(seen) else math.nan),
+        "return_range": None if math.isnan(return_range) else return_range,
+        "warnings": list(warnings_of(numbers, return_range).values()),
         "by_decile": {
             name: [asdict(part) for part in by_decile(predicted[known], realised[known])]
             for name, predicted in (("value", value), ("chunk", q))

@@ -1,0 +1,100 @@
+"""All cameras of an episode side by side in one small video that every browser plays and that can be sought exactly."""
+
+import io
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Final
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+from numpy import ndarray
+
+WIDEST: Final = 320
+"""Pixels of the longer side of a camera; larger pictures are made smaller."""
+SMALLEST: Final = 160
+"""Smaller pictures are enlarged by a whole factor: H.264 keeps colours at half the resolution."""
+ABREAST: Final = 3
+"""Cameras in a row."""
+LONGEST: Final = 600
+"""Pictures of a video at most; of a longer episode every second one is shown, or every third, and so on."""
+FASTEST: Final = 20
+"""Pictures a second at most, likewise."""
+GROUP: Final = 12
+"""Pictures from one that needs no other to the next: a seek decodes at most so many."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """An episode as a video."""
+
+    mp4: bytes
+    size: tuple[int, int]
+    """(h, w) of the whole."""
+    every: int
+    """Steps a picture."""
+    places: list[tuple[str, int, int]]
+    """Camera, and the left upper corner of its picture, (x, y)."""
+
+
+def film(pictures: Mapping[str, UInt8[ndarray, "T h w 3"]], fps: int, most_bytes: int) -> Film:
+    """most_bytes: the video is made worse until it is about as small.
+
+    Raises:
+        OSError: it could not be encoded.
+    """
+    steps = len(next(iter(pictures.values())))
+    every = max(math.ceil(steps / LONGEST), math.ceil(fps / FASTEST))
+    sizes = {camera: _scaled(*images.shape[1:3]) for camera, images in pictures.items()}
+    places, whole = _arranged(sizes)
+    rate = Fraction(fps, every)
+    shown = range(0, steps, every)
+    file = io.BytesIO()
+    logging.getLogger("libav").setLevel(logging.WARNING)
+    with av.open(file, "w", format="mp4") as container:
+        bits = int(8 * most_bytes * rate / len(shown) * 0.9)  # the rest is the container's
+        options = {"preset": "veryfast", "profile": "baseline", "crf": "23", "g": str(GROUP), "bf": "0"}
+        options |= {"maxrate": str(bits), "bufsize": str(bits), "x264-params": "log-level=none"}
+        stream = container.add_stream("libx264", rate, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.pix_fmt, (stream.height, stream.width) = "yuv420p", whole
+        canvas = np.zeros((*whole, 3), np.uint8)
+        for step in shown:
+            for camera, x, y in places:
+                h, w = sizes[camera]
+                canvas[y : y + h, x : x + w] = _resized(pictures[camera][step], h, w)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
+        container.mux(stream.encode())
+    return Film(file.getvalue(), whole, every, places)
+
+
+def _scaled(h: int, w: int) -> tuple[int, int]:
+    """Even numbers of pixels, as H.264 wants them."""
+    longer = max(h, w)
+    factor = WIDEST / longer if longer > WIDEST else math.ceil(SMALLEST / longer)
+    return max(2, 2 * round(h * factor / 2)), max(2, 2 * round(w * factor / 2))
+
+
+def _arranged(sizes: Mapping[str, tuple[int, int]]) -> tuple[list[tuple[str, int, int]], tuple[int, int]]:
+    """Rows of at most `ABREAST` pictures; where each begins, and the size of the whole."""
+    places, width, y = [], 0, 0
+    names = list(sizes)
+    for start in range(0, len(names), ABREAST):
+        row, x = names[start : start + ABREAST], 0
+        for name in row:
+            places.append((name, x, y))
+            x += sizes[name][1]
+        width, y = max(width, x), y + max(sizes[name][0] for name in row)
+    return places, (y, width)
+
+
+def _resized(picture: UInt8[ndarray, "h w 3"], h: int, w: int) -> UInt8[ndarray, "H W 3"]:
+    if picture.shape[:2] == (h, w):
+        return picture
+    how = "POINT" if h > picture.shape[0] else "FAST_BILINEAR"
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+    return frame.reformat(width=w, height=h, interpolation=how).to_ndarray()
