@@ -17,7 +17,7 @@ setup: ## make .venv, or bring it up to date
 	@scripts/setup.sh
 
 test: setup ## run the tests (make test ARGS="-k critic")
-	@scripts/browser.sh
+	@scripts/test-tools.sh
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: setup ## lint, formatting, types and the direction of imports

@@ -1,6 +1,5 @@
 """LeRobot's own tools, as installed, on a store or a copy of it; and what the store makes of what they leave."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -198,8 +197,6 @@ def test_lerobot_train_takes_two_steps_on_a_store(recorded: Path, video: bool, t
 
 @pytest.mark.slow
 def test_lerobots_viewer_writes_an_episode_to_a_file(recorded: Path, tmp_path: Path) -> None:
-    if importlib.util.find_spec("rerun") is None:
-        pytest.skip("the viewer needs rerun-sdk (lerobot[viz]), which is not installed")
     found = run_lerobot(
         "lerobot-dataset-viz",
         *("--repo-id", "local/store", "--root", recorded, "--episode-index", 1, "--num-workers", 0),

@@ -187,10 +187,10 @@ def test_copy_whose_count_is_newer_than_its_data_says_how_to_copy(
     assert list(ExperienceStore.read(copy).verify()) == []
 
 
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="needs rsync")
 def test_recipe_of_the_docs_copies_with_rsync(
     store: ExperienceStore, make_episode: MakeEpisode, tmp_path: Path
 ) -> None:
+    assert shutil.which("rsync"), "there is no rsync; make test installs it, or says how"
     recipe = (Path(__file__).parents[2] / "docs/store.md").read_text()
     lines = [line.strip() for line in recipe.splitlines() if line.startswith(("    mkdir", "    rsync"))]
     first, second, third = (
