@@ -1,6 +1,6 @@
 """The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -146,18 +146,27 @@ def train_actor(
             rows = draw(config.batch_size, generator)
             rate = numbers.rate(step)
             set_rate(optimizer, rate)
-            optimizer.zero_grad()
-            loss = torch.zeros((), device=device_of(policy))
-            for part in actor_losses(bundle, data, actor, rows, config, generator):
-                part.backward()
-                loss += part.detach()
-            norm = nn.utils.clip_grad_norm_(policy.parameters(), numbers.clip_norm)
-            optimizer.step()
+            losses = actor_losses(bundle, data, actor, rows, config, generator)
+            loss, norm = descend(policy, optimizer, losses, numbers.clip_norm)
             if log is not None and (step % 20 == 0 or step == config.steps - 1):
                 log(step, {"loss": loss.item(), "gradient_norm": norm.item(), "rate": rate})
             if checkpoint is not None and (step + 1) % config.save_every == 0:
                 save_state(checkpoint, modules, optimizers, step + 1)
     return None if config.train == "lora" else optimizer
+
+
+def descend(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[Float[Tensor, ""]], clip_norm: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """One gradient step on the sum of `losses`, each gone before the next is made; the sum, and the gradient's norm."""
+    optimizer.zero_grad()
+    total = torch.zeros((), device=next(policy.parameters()).device)
+    for loss in losses:
+        loss.backward()
+        total += loss.detach()
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), clip_norm)
+    optimizer.step()
+    return total, norm
 
 
 def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig) -> None:
