@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,16 @@ class PolicyBundle:
     policy: PreTrainedPolicy
     preprocessor: PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
     postprocessor: PolicyProcessorPipeline[PolicyAction, PolicyAction]
+    runs_on: dict[str, Any] = field(default_factory=dict)
+    """Device and precision that `config.json` names: of the robot's machine, which need not be this one. Saved as they were."""
 
     def save(self, folder: Path) -> None:
         """Writes LeRobot's `pretrained_model/` layout."""
         self.policy.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         self.postprocessor.save_pretrained(folder)
+        if self.runs_on:
+            _say_where(folder, self.runs_on)
 
     def save_atomically(self, folder: Path) -> None:
         """The same, but the folder appears under its name only once it is complete."""
@@ -71,10 +75,10 @@ class PolicyBundle:
         if not config_file.is_file():
             raise ValueError(f"{folder} holds no policy: there is no config.json; give a pretrained_model folder")
         try:
-            kind = json.loads(config_file.read_text()).get("type")
+            written = json.loads(config_file.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{config_file} is damaged ({error}); copy the policy anew") from error
-        if kind not in SUPPORTED:
+        if (kind := written.get("type")) not in SUPPORTED:
             raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(SUPPORTED)}")
         try:
             config = PreTrainedConfig.from_pretrained(folder)
@@ -96,7 +100,21 @@ class PolicyBundle:
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch finds no GPU; give --device cpu, or repair the driver")
         on_gpu = device == "cuda" or (device == "auto" and kind != "tiny_vla" and torch.cuda.is_available())
-        return PolicyBundle(policy=policy.to("cuda" if on_gpu else "cpu"), preprocessor=pre, postprocessor=post)
+        runs_on = {key: written[key] for key in ("device", "use_amp") if key in written}
+        policy = policy.to("cuda" if on_gpu else "cpu")
+        return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post, runs_on=runs_on)
+
+
+def _say_where(folder: Path, runs_on: dict[str, Any]) -> None:
+    """LeRobot overwrites what a config says of a machine with what this one has: a policy that ran on a GPU would come back
+    as one for a CPU."""
+    config, steps = (folder / name for name in ("config.json", "policy_preprocessor.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | runs_on, indent=4))
+    pipeline = json.loads(steps.read_text())
+    for step in pipeline["steps"]:
+        if step.get("registry_name") == "device_processor":
+            step["config"]["device"] = runs_on.get("device") or step["config"]["device"]
+    steps.write_text(json.dumps(pipeline, indent=2))
 
 
 SUPPORTED = ("tiny_vla", "smolvla", "pi0", "pi05")
