@@ -43,7 +43,10 @@ class Meter:
     def __init__(self, policy: nn.Module, device: torch.device, seconds: float) -> None:
         self._policy, self.device, self._seconds = policy, device, seconds
         self.peak = peak(device)[0]
-        self.notes: dict[str, tuple[float, float]] = {}
+        self.seconds: dict[str, tuple[float, float | None]] = {}
+        """Row -> seconds a window, and those of the naive way."""
+        self.fits: dict[str, tuple[float, float]] = {}
+        """Learning what -> bytes whatever the batch, and for each window."""
 
     def cost(
         self,

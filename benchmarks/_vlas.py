@@ -1,4 +1,4 @@
-"""Real VLAs for the benchmarks: LeRobot's own classes with random weights, tiny as in the tests, or as large as they come."""
+"""Real VLAs for the benchmarks: LeRobot's own classes with random weights, small ones or as large as they come."""
 
 import math
 import sys
@@ -20,7 +20,7 @@ import vlas
 
 Family = Literal["smolvla", "pi0", "pi05"]
 Size = Literal["tiny", "full"]
-CAMERAS = ("top", "wrist")
+CAMERAS: tuple[str, ...] = ("top", "wrist")
 STATE, ACTION = 6, 6
 CHUNK: dict[Size, int] = {"tiny": 12, "full": 50}
 CAMERA: dict[Size, tuple[int, int]] = {"tiny": (120, 160), "full": (480, 640)}
@@ -39,18 +39,15 @@ def smolvlm_config(size: Size) -> SmolVLMConfig:
     vision = {"hidden_size": 768 // thin, "intermediate_size": 3072 // thin, "num_attention_heads": 12}
     vision |= {"num_hidden_layers": 12 // short, "image_size": 512 // math.isqrt(short), "patch_size": 16}
     words = {"model_type": "llama", "vocab_size": 49280 // thin}
-    return SmolVLMConfig(
-        text_config=text | words, vision_config=vision, scale_factor=4, image_token_id=4, pad_token_id=0
-    )
+    sizes: dict[str, Any] = {"text_config": text | words, "vision_config": vision, "scale_factor": 4}
+    return SmolVLMConfig(**sizes | {"image_token_id": 4, "pad_token_id": 0})
 
 
 PI = vlas.PiSizes(
     language={"width": 256, "depth": 4, "mlp_dim": 2048, "num_heads": 8, "num_kv_heads": 1, "head_dim": 32},
     expert={"width": 128, "depth": 4, "mlp_dim": 512, "num_heads": 8, "num_kv_heads": 1, "head_dim": 32},
-    vision={
-        **{"hidden_size": 144, "intermediate_size": 538, "num_hidden_layers": 7, "num_attention_heads": 16},
-        **{"image_size": 112, "patch_size": 14},
-    },
+    vision={"hidden_size": 144, "intermediate_size": 538, "num_hidden_layers": 7, "num_attention_heads": 16}
+    | {"image_size": 112, "patch_size": 14},
 )
 """A tiny pi0 or pi0.5, divided in the same way."""
 

@@ -29,13 +29,12 @@ from _common import machine, print_row
 from _measure import Cost, Meter, peak
 from _vlas import ACTION, CAMERA, CAMERAS, CHUNK, STATE, Family, Size, random_vla
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
-from lerobot.policies.factory import get_policy_class
 
 from aloe import stages
 from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, action_frames
-from aloe.policies.flow import PolicyBundle, Tower, noise_shape, sample_chunks
+from aloe.policies.flow import PolicyBundle, Tower, noise_shape
 from aloe.policies.memory import GIB
 from aloe.policies.recipe import ActorConfig, Train, recipe
 from aloe.policies.sampling import sample_shard
@@ -65,7 +64,7 @@ class Config:
     """T: steps of each episode."""
     samples: int = 8
     """M: chunks at each frame."""
-    sample_batch: int = 64
+    sample_batch: int = 32
     """Observations that are encoded, or at which chunks are drawn, at once."""
     critic_batch: int = 256
     actor_batch: int = 16
@@ -73,7 +72,7 @@ class Config:
     """Of the actor's step; by default bfloat16 on a GPU, where it is faster."""
     checkpointing: bool = False
     """Of activations, in the actor's step."""
-    seconds: float = 10
+    seconds: float = 5
     """How long to measure each row."""
     naive: bool = True
     """Whether to measure the naive way, too."""
@@ -114,8 +113,8 @@ def make_store(root: Path, config: Config) -> ExperienceStore:
 class Naive:
     """What critics need of a frame, made anew whenever it is asked for: loaded, encoded, and sampled one by one."""
 
-    def __init__(self, inputs: EvaluationInputs, cached: CriticData) -> None:
-        self._dataset = LeRobotDataset(inputs.store.root.name, root=inputs.store.root)
+    def __init__(self, root: Path, inputs: EvaluationInputs, cached: CriticData) -> None:
+        self._dataset = LeRobotDataset(root.name, root=root)
         self._inputs, self._language = inputs, cached.observations(np.zeros(1, np.int64)).language
         self.shape = cached.samples.shape
         self._last: tuple[bytes, dict] = (b"", {})
@@ -185,7 +184,22 @@ class Bench:
         times = "" if naive is None else f"{naive.seconds / cost.seconds:.1f}"
         wanted = "" if naive is None or goal is None else f" (goal {goal})"
         size = f"{cost.bytes / GIB:.2f}" if cost.bytes else ""
-        print_row([what, windows, f"{1000 * cost.seconds:.1f}", f"{1000 * each:.2f}", size, use, slower, times + wanted])
+        print_row(
+            [what, windows, f"{1000 * cost.seconds:.1f}", f"{1000 * each:.2f}", size, use, slower, times + wanted]
+        )
+
+        self.meter.seconds[what] = each, None if naive is None else naive.seconds / windows
+
+    def phase(self) -> None:
+        """What a whole phase of policy evaluation takes, with all that the cached steps need beforehand."""
+        spent, fit, count = self.meter.seconds, FitConfig(), len(self.inputs.frames)
+        (encode, _), (sample, _), (step, naive) = (spent[what] for what in list(spent)[:3])
+        seen = fit.steps * fit.batch_size
+        cached = count * (encode + sample) + seen * step
+        line = f"\nPolicy evaluation on {count} windows, {fit.steps} steps of {fit.batch_size}: {cached:.0f} s in all"
+        print(
+            line if naive is None else f"{line}; naive {seen * naive:.0f} s, {seen * naive / cached:.0f} times as long"
+        )
 
     def encode(self) -> None:
         pictures, rows = self.pictures(), np.arange(self.config.sample_batch)
@@ -230,7 +244,7 @@ class Bench:
         cost = self.meter.cost(partial(step, data), fit.batch_size, state.critic)
         naive = None
         if config.naive:
-            lazy = Naive(inputs, data)
+            lazy = Naive(self.folder / "store", inputs, data)
             slow = replace(data, observations=lazy.observations, samples=lazy)  # pyright: ignore[reportArgumentType]
             naive = self.meter.cost(partial(step, slow), fit.batch_size, state.critic, seconds_only=True)
         self.row("critic step", fit.batch_size, cost, naive, GOALS["critic"])
@@ -265,18 +279,13 @@ class Bench:
         weights = sum(p.numel() * p.element_size() for p in bundle.policy.parameters())
         window = (cost.bytes - less) / (fit.batch_size - fit.batch_size // 2)
         fixed = weights + cost.bytes - fit.batch_size * window
-        self.fits[LEARNS[train]] = (fixed, window)
-
-    @property
-    def fits(self) -> dict[str, tuple[float, float]]:
-        """Learning what -> bytes whatever the batch, and for each window."""
-        return self.meter.notes
+        self.meter.fits[LEARNS[train]] = (fixed, window)
 
     def latency(self) -> None:
         """One chunk for one observation, by LeRobot alone: of the policy that came, and of the one that went out."""
         bundle = self.bundle
         self.bundle.policy.save_pretrained(self.folder / "out")
-        kind = get_policy_class(bundle.policy.name)
+        kind = type(bundle.policy)
         after = kind.from_pretrained(self.folder / "out").to(self.meter.device).eval()
         batch = self.rows().batch(np.arange(1))
         times = self.meter.in_turns(
@@ -296,7 +305,9 @@ def main(config: Config) -> None:
         with random_vla(config.policy, config.size, folder) as bundle:
             bundle.policy.to(device)
             tower, cache = Tower(bundle=bundle, image_tokens=4), Cache(root=folder / "cache")
-            inputs = EvaluationInputs.of(store, bundle, tower, cache, WindowConfig(horizon=CHUNK[config.size]), config.episode)
+            inputs = EvaluationInputs.of(
+                store, bundle, tower, cache, WindowConfig(horizon=CHUNK[config.size]), config.episode
+            )
             meter = Meter(bundle.policy, device, config.seconds)
             bench = Bench(config=config, meter=meter, inputs=inputs, folder=folder)
             count = sum(parameter.numel() for parameter in bundle.policy.parameters())
@@ -315,8 +326,9 @@ def main(config: Config) -> None:
             bench.critic()
             for train in LEARNS:
                 bench.actor(train)
+            bench.phase()
             print()
-            for what, (fixed, window) in bench.fits.items():
+            for what, (fixed, window) in meter.fits.items():
                 room = ((CARD - 1) * GIB - fixed) / window
                 batch = f"{int(room)} windows at once" if room >= 1 else "nothing"
                 print(f"- {what}: {fixed / GIB:.2f} GiB and {window / GIB:.3f} a window; {CARD} GiB hold {batch}")

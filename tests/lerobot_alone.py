@@ -1,8 +1,8 @@
 """LeRobot's own commands in a process that cannot import ALOE, with a robot and a human of a few lines. No test itself.
 
-    python lerobot_alone.py predict FOLDER SEEN CHUNK
-    python lerobot_alone.py rollout OPTION...
-    python lerobot_alone.py eval OPTION...
+python lerobot_alone.py predict FOLDER SEEN CHUNK
+python lerobot_alone.py rollout OPTION...
+python lerobot_alone.py eval OPTION...
 """
 
 import sys
@@ -22,19 +22,19 @@ class _Missing:
 sys.meta_path.insert(0, _Missing())
 sys.path.insert(0, str(Path(__file__).parent / "policies"))
 
-import numpy as np
-import torch
-import vlas
-from lerobot.configs.policies import PreTrainedConfig
-from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-from lerobot.robots import Robot, RobotConfig
-from lerobot.teleoperators import Teleoperator, TeleoperatorConfig
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import vlas  # noqa: E402
+from lerobot.configs.policies import PreTrainedConfig  # noqa: E402
+from lerobot.policies.factory import get_policy_class, make_pre_post_processors  # noqa: E402
+from lerobot.robots import Robot, RobotConfig  # noqa: E402
+from lerobot.teleoperators import Teleoperator, TeleoperatorConfig  # noqa: E402
 
 JOINTS = [f"joint_{k}.pos" for k in range(3)]
 EPISODE = ["space", "tab", "tab", "esc"]
 """Keys of the human: pause, correct, done, end of the session."""
 AT = [4, 6, 11, 13]
-"""Before which observation each is pressed."""
+"""At which observation each is pressed."""
 
 
 class Hand:
@@ -79,7 +79,7 @@ class Simple(_Device, Robot):
     """Joints that are at once where they are sent, and two cameras."""
 
     name, config_class = "simple", SimpleConfig
-    observation_features = dict.fromkeys(JOINTS, float) | {"top": (48, 64, 3), "wrist": (64, 64, 3)}  # noqa: RUF012
+    observation_features = dict.fromkeys(JOINTS, float) | {"top": (48, 64, 3), "wrist": (64, 64, 3)}
 
     def __init__(self, config: SimpleConfig) -> None:
         super().__init__(config)

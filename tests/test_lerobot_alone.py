@@ -1,5 +1,5 @@
-"""What a round leaves is a plain LeRobot checkpoint: LeRobot's own commands run it where ALOE is not installed, and what they
-record is the experience of the next round."""
+"""What a round leaves is a plain LeRobot checkpoint: LeRobot's own commands run it where ALOE is not installed, and what
+they record is the experience of the next round."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from aloe import cli
-from aloe.policies.flow import PolicyBundle, observe, sample_chunks
+from aloe.policies.flow import PolicyBundle, image_batch, observe, sample_chunks
 
 sys.path.insert(0, str(Path(__file__).parent / "policies"))
 import vlas
@@ -77,10 +77,7 @@ def test_result_gives_bit_equal_chunks_where_aloe_is_not_installed(family: str, 
     images = {camera: rng.integers(0, 256, (2, *size, 3), np.uint8) for camera, size in CAMERAS.items()}
     state, tasks = rng.standard_normal((2, 3)).astype(np.float32), ["stack the cubes", "open the drawer"]
     noise = torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
-    raw = {
-        **{f"observation.images.{c}": torch.from_numpy(i).permute(0, 3, 1, 2).float() / 255 for c, i in images.items()},
-        **{"observation.state": torch.from_numpy(state), "task": tasks, "noise": noise},
-    }
+    raw = image_batch(images) | {"observation.state": torch.from_numpy(state), "task": tasks, "noise": noise}
     torch.save(raw, tmp_path / "seen.pt")
     alone(tmp_path, "predict", tmp_path / "result", tmp_path / "seen.pt", tmp_path / "chunk.pt")
     ours = sample_chunks(bundle.policy, observe(bundle, images, state, tasks), noise[:, None])[:, 0]
@@ -107,21 +104,22 @@ def test_rollouts_of_lerobot_are_the_next_rounds_experience(tmp_path: Path) -> N
             *(f"--dataset.root={data['dagger']}", "--dataset.single_task=stack the cubes", "--dataset.fps=10"),
             *("--dataset.push_to_hub=false", f"--resume={'true' if session else 'false'}"),
         )
-    # Observed once before; then the policy acts on 2 and 3, holds from 4 on, the human acts from 6 to 10, holds from 11 on.
+    # The first observation is of the start. A key counts from the next one on: the policy acts on 2 to 4, when the human
+    # pauses; corrects from 7 to 11; and ends the session.
     recorded = LeRobotDataset("lab/rollout_dagger", root=data["dagger"])
     taken_over = [bool(row) for row in recorded.hf_dataset["intervention"]]
-    assert taken_over == 2 * ([False] * 2 + [True] * 5)
+    assert taken_over == 2 * ([False] * 3 + [True] * 5)
     (tmp_path / "dagger.csv").write_text("episode,outcome\n0,success\n1,failure\n")
     aloe(
         *run,
         *("--experience.dagger.root", data["dagger"], "--experience.dagger.outcomes", tmp_path / "dagger.csv"),
-        *("--experience.dagger.source", "policy", "--experience.dagger.policy-version", 1, "--rounds", 2),
+        *("--experience.dagger.policy-version", 1, "--rounds", 2),
     )
     table = pd.read_parquet(tmp_path / "run/rounds/002/advantages.parquet")
-    assert len(table) == 19 + 14
+    assert len(table) == 19 + 16
     # Two fragments an episode, of the policy and of the human: sources 1 and 2.
-    assert table["source"][19:].tolist() == 2 * ([1] * 2 + [2] * 5)
-    assert table["policy_version"][19:21].tolist() == [1, 1]
+    assert table["source"][19:].tolist() == 2 * ([1] * 3 + [2] * 5)
+    assert table["policy_version"][19:22].tolist() == [1, 1, 1]
 
 
 @pytest.mark.slow

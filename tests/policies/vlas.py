@@ -107,16 +107,14 @@ class PiSizes:
 TINY_PI = PiSizes(
     language={"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 8, "num_kv_heads": 1, "head_dim": 16},
     expert={"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 8, "num_kv_heads": 1, "head_dim": 16},
-    vision={
-        **{"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-        **{"image_size": 32, "patch_size": 8},
-    },
+    vision={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    | {"image_size": 32, "patch_size": 8},
 )
 
 
 @contextmanager
 def small_models(sizes: PiSizes = TINY_PI) -> Iterator[None]:
-    """While it lasts, every pi0 and pi0.5 that is made has these sizes, by default 0.3 M parameters instead of 3.6 billion."""
+    """While it lasts, every new pi0 and pi0.5 has these sizes: by default 0.3 M parameters, not 3.6 billion."""
 
     def gemma(variant: str) -> SimpleNamespace:
         """Instead of `get_gemma_config`."""

@@ -13,8 +13,11 @@ import os
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +33,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from aloe.policies.family import Batch, Family
-from aloe.policies.tiny_vla import family as tiny_vla_family
 from aloe.training import Device
 
 IMAGES = "observation.images."
@@ -44,7 +46,7 @@ class PolicyBundle:
     preprocessor: PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
     postprocessor: PolicyProcessorPipeline[PolicyAction, PolicyAction]
     runs_on: dict[str, Any] = field(default_factory=dict)
-    """Device and precision that `config.json` names: of the robot's machine, which need not be this one. Saved as they were."""
+    """Device and precision that `config.json` names, for the robot's machine. They are saved as they were read."""
 
     def save(self, folder: Path) -> None:
         """Writes LeRobot's `pretrained_model/` layout."""
@@ -78,8 +80,8 @@ class PolicyBundle:
             written = json.loads(config_file.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{config_file} is damaged ({error}); copy the policy anew") from error
-        if (kind := written.get("type")) not in SUPPORTED:
-            raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(SUPPORTED)}")
+        kind = written.get("type")
+        family_of(kind)
         try:
             config = PreTrainedConfig.from_pretrained(folder)
             config.device = "cpu"  # wherever it was trained: the worlds hand over, and take, CPU arrays
@@ -117,7 +119,10 @@ def _say_where(folder: Path, runs_on: dict[str, Any]) -> None:
     steps.write_text(json.dumps(pipeline, indent=2))
 
 
-SUPPORTED = ("tiny_vla", "smolvla", "pi0", "pi05")
+FAMILIES = {"tiny_vla": "aloe.policies.tiny_vla.family"} | dict.fromkeys(
+    ("smolvla", "pi0", "pi05"), "aloe.policies.lerobot"
+)
+"""Policy type -> the module with its functions."""
 
 
 def check_fits(
@@ -155,20 +160,17 @@ def check_fits(
 
 
 def family(policy: PreTrainedPolicy) -> Family:
-    """The functions that belong to a policy.
+    """The functions that belong to a policy. Raises ValueError where ALOE knows none for it."""
+    return family_of(policy.name)
 
-    Raises:
-        ValueError: ALOE knows none for it.
-    """
-    match policy.name:
-        case "tiny_vla":
-            return tiny_vla_family
-        case "smolvla" | "pi0" | "pi05":
-            from aloe.policies import lerobot  # takes seconds to import
 
-            return lerobot
-        case _:
-            raise ValueError(f"ALOE cannot train a policy of type {policy.name!r}; it knows {', '.join(SUPPORTED)}")
+@cache
+def family_of(kind: str) -> Family:
+    """Those of `FAMILIES`, or of an installed package: its entry point in the group `aloe.policies`. Imports no other."""
+    known = FAMILIES | {point.name: point.value for point in entry_points(group="aloe.policies")}
+    if kind not in known:
+        raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(known)}")
+    return cast(Family, import_module(known[kind]))
 
 
 def seen_cameras(policy: PreTrainedPolicy) -> list[str]:
