@@ -39,8 +39,8 @@ def smolvlm_config(size: Size) -> SmolVLMConfig:
     vision = {"hidden_size": 768 // thin, "intermediate_size": 3072 // thin, "num_attention_heads": 12}
     vision |= {"num_hidden_layers": 12 // short, "image_size": 512 // math.isqrt(short), "patch_size": 16}
     words = {"model_type": "llama", "vocab_size": 49280 // thin}
-    sizes: dict[str, Any] = {"text_config": text | words, "vision_config": vision, "scale_factor": 4}
-    return SmolVLMConfig(**sizes | {"image_token_id": 4, "pad_token_id": 0})
+    sizes = {"text_config": text | words, "vision_config": vision, "scale_factor": 4}
+    return SmolVLMConfig.from_dict(sizes | {"image_token_id": 4, "pad_token_id": 0})
 
 
 PI = vlas.PiSizes(
