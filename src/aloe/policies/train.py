@@ -1,5 +1,6 @@
 """The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,13 @@ from aloe.policies.flow import (
     noise_shape,
     sample_time,
 )
-from aloe.policies.memory import Memory, free_memory, kept_bytes, remedy
+from aloe.policies.memory import GIB, Memory, free_memory, kept_bytes, remedy
 from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.trainable import trainable
 from aloe.training import BatchDraw, Log, Shares, generator_for, load_state, save_state, set_rate
+
+WORTH_SAYING = GIB
+"""Bytes from which on training says before it starts what it will take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,7 @@ def train_actor(
         elif optimizer_file is not None:
             load_state(optimizer_file, {}, optimizers)
         if first < config.steps:
-            _check_memory(bundle, data, actor, config)
+            _check_memory(bundle, data, actor, config, label)
         draw = BatchDraw(actor.rows, data.shares)
         steps = range(first, config.steps)
         for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):
@@ -169,8 +173,14 @@ def descend(
     return total, norm
 
 
-def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig) -> None:
-    """Raises ValueError if training as it is set up now cannot fit. Two small passes; no training step sees of it."""
+def _check_memory(
+    bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig, label: str
+) -> None:
+    """Says what training will take, where that is much. Two small passes; no training step sees of it.
+
+    Raises:
+        ValueError: it cannot fit as it is set up now.
+    """
     policy, device = bundle.policy, device_of(bundle.policy)
 
     def kept(windows: int) -> int:
@@ -179,8 +189,11 @@ def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, conf
         return kept_bytes(lambda: list(passing), policy)
 
     memory = Memory.of([p for p in policy.parameters() if p.requires_grad], kept(2), kept(4))
-    if (complaint := remedy(memory, config, free_memory(device), device.type == "cuda")) is not None:
+    free, part = free_memory(device), -(-config.batch_size // config.accumulate)
+    if (complaint := remedy(memory, config, free, device.type == "cuda")) is not None:
         raise ValueError(complaint)
+    if memory.needed(part) >= WORTH_SAYING:
+        tqdm.write(f"{label}: training takes about {memory.told(part, free)}", file=sys.stderr)
 
 
 def actor_losses(
