@@ -221,8 +221,11 @@ class Bench:
             for _ in range(config.samples):
                 one_by_one(self.bundle, batch)
 
-        naive = self.meter.cost(separate, count, seconds_only=True) if config.naive else None
-        self.row(f"sample {config.samples} chunks", count, self.meter.cost(shared, count), naive, GOALS["sample"])
+        cost, naive = self.meter.cost(shared, count), None
+        if config.naive:
+            mine, theirs = self.meter.in_turns([lambda: shared(count), lambda: separate(count)], turns=3)
+            cost, naive = replace(cost, seconds=mine / 1000), Cost(seconds=theirs / 1000)
+        self.row(f"sample {config.samples} chunks", count, cost, naive, GOALS["sample"])
 
     def critic(self) -> None:
         config, inputs = self.config, self.inputs
