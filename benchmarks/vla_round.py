@@ -223,18 +223,16 @@ class Bench:
 
         cost, naive = self.meter.cost(shared, count), None
         if config.naive:
-            mine, theirs = self.meter.in_turns([lambda: shared(count), lambda: separate(count)], turns=3)
+            mine, theirs = self.meter.in_turns([lambda: shared(count), lambda: separate(count)], turns=2)
             cost, naive = replace(cost, seconds=mine / 1000), Cost(seconds=theirs / 1000)
         self.row(f"sample {config.samples} chunks", count, cost, naive, GOALS["sample"])
 
     def critic(self) -> None:
         config, inputs = self.config, self.inputs
         fit, samples = FitConfig(batch_size=config.critic_batch), self.folder / "samples.npy"
-        if self.config.size == "tiny":
-            stages.sample_stage(inputs, config.samples, (0,), samples, config.sample_batch)
-        else:  # drawing them all was timed above; the critics' time does not depend on what the numbers are
-            shape = (len(inputs.frames), config.samples, CHUNK[config.size], ACTION)
-            np.save(samples, np.random.default_rng(0).standard_normal(shape, np.float32))
+        # Drawing them was timed above; the critics' time does not depend on what the numbers are.
+        shape = (len(inputs.frames), config.samples, CHUNK[config.size], ACTION)
+        np.save(samples, np.random.default_rng(0).standard_normal(shape, np.float32))
         data = stages.critic_data(inputs, samples)
         shape = stages.observation_shape(inputs.tower, inputs.windows.frames.shape[1])
         state = stages.new_critic(shape, CriticConfig(), fit, (0,), inputs.tower.device)
