@@ -71,7 +71,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp(request.param)
     record(folder / "data/demos", [9, 10], intervention=False)
     record(folder / "data/rollouts", [9, 12, 10], intervention=True)
-    record(folder / "data/newer", [8, 9], intervention=False)
+    record(folder / "data/newer", [8, 11], intervention=True)
     (folder / "data/rollouts.csv").write_text("episode,outcome\n0,failure\n1,success\n2,success\n")
     (folder / "data/newer.csv").write_text("episode,outcome\n0,failure\n1,success\n")
     stats = {

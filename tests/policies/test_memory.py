@@ -66,9 +66,10 @@ def test_free_memory_is_what_the_machine_says() -> None:
     assert 2**24 < free_memory(torch.device("cpu")) < 2**50
 
 
-def test_training_that_cannot_fit_is_refused_before_it_starts(make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_says_what_it_takes_and_what_cannot_fit_is_refused_before_it_starts(
+    make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bundle = make()
-    monkeypatch.setattr(train, "free_memory", lambda device: 1000.0)
     pictures = np.zeros((4, 16, 16, 3), np.uint8)
     data = PolicyRows.of(
         bundle,
@@ -79,6 +80,10 @@ def test_training_that_cannot_fit_is_refused_before_it_starts(make, monkeypatch:
     )
     frames = np.zeros((4, 4), np.int64)
     actor = ActorRows(rows=np.arange(4), weight=np.ones(4, np.float32), frames=frames, is_pad=frames > 0)
+    monkeypatch.setattr(train, "WORTH_SAYING", 0)
+    train_actor(bundle, data, actor, ActorConfig(steps=1, batch_size=4), (0,), label="improve")
+    assert "improve: training takes about 0.0 GiB beside the weights (gradients 0.0," in capsys.readouterr().err
+    monkeypatch.setattr(train, "free_memory", lambda device: 1000.0)
     before = {name: value.clone() for name, value in bundle.policy.state_dict().items()}
     with pytest.raises(ValueError, match=r"training would take .* beside the weights .*0\.0 are free; give --train"):
         train_actor(bundle, data, actor, ActorConfig(steps=2, batch_size=4), (0,))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
-from lerobot.processor import TokenizerProcessorStep
+from lerobot.processor import PolicyProcessorPipeline, TokenizerProcessorStep
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -73,14 +74,18 @@ def features(cameras: dict[str, tuple[int, int]], state_dim: int, action_dim: in
     }
 
 
-def smolvlm(folder: Path) -> Path:
-    """The vision-language model that a SmolVLA is made from, as a local folder: config and processor."""
+def _smolvlm_config() -> SmolVLMConfig:
     text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": VOCABULARY, "model_type": "llama"}
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     vision |= {"image_size": 64, "patch_size": 16}
-    config = SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=4, pad_token_id=0)
-    config.save_pretrained(folder)
+    return SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=4, pad_token_id=0)
+
+
+def smolvlm(folder: Path, config: SmolVLMConfig | None = None) -> Path:
+    """The vision-language model that a SmolVLA is made from, as a local folder: config (by default a tiny one) and
+    processor."""
+    (config or _smolvlm_config()).save_pretrained(folder)
     SmolVLMProcessor(
         image_processor=SmolVLMImageProcessor(),
         tokenizer=tokenizer(),
@@ -90,32 +95,46 @@ def smolvlm(folder: Path) -> Path:
     return folder
 
 
-def _small_gemma(variant: str) -> SimpleNamespace:
-    """Instead of `get_gemma_config`. LeRobot needs 8 heads of pi0's language model."""
-    del variant
-    return SimpleNamespace(width=64, depth=2, mlp_dim=128, num_heads=8, num_kv_heads=1, head_dim=16)
+@dataclass(frozen=True, kw_only=True)
+class PiSizes:
+    """Of a pi0 or pi0.5, in LeRobot's words. It needs 8 heads of pi0's language model."""
+
+    language: dict[str, int]
+    expert: dict[str, int]
+    vision: dict[str, int]
 
 
-def _smaller(original: Callable, config: Any) -> Any:
-    """Instead of the two constructors, which set some sizes themselves."""
-    text = getattr(config, "text_config", config)
-    text.vocab_size = VOCABULARY
-    if (vision := getattr(config, "vision_config", None)) is not None:
-        vision.hidden_size, vision.intermediate_size, vision.num_hidden_layers = 32, 64, 2
-        vision.num_attention_heads, vision.image_size, vision.patch_size = 4, 32, 8
-        vision.projection_dim = config.projection_dim = text.hidden_size
-    return original(config)
+TINY_PI = PiSizes(
+    language={"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 8, "num_kv_heads": 1, "head_dim": 16},
+    expert={"width": 64, "depth": 2, "mlp_dim": 128, "num_heads": 8, "num_kv_heads": 1, "head_dim": 16},
+    vision={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    | {"image_size": 32, "patch_size": 8},
+)
 
 
 @contextmanager
-def small_models() -> Iterator[None]:
-    """While it lasts, every pi0 and pi0.5 that is made has 0.3 M parameters instead of 3.6 billion."""
+def small_models(sizes: PiSizes = TINY_PI) -> Iterator[None]:
+    """While it lasts, every new pi0 and pi0.5 has these sizes: by default 0.3 M parameters, not 3.6 billion."""
+
+    def gemma(variant: str) -> SimpleNamespace:
+        """Instead of `get_gemma_config`."""
+        return SimpleNamespace(**(sizes.expert if "300m" in variant else sizes.language))
+
+    def smaller(original: Callable, config: Any) -> Any:
+        """Instead of the two constructors, which set some sizes themselves."""
+        text = getattr(config, "text_config", config)
+        text.vocab_size = VOCABULARY
+        if (vision := getattr(config, "vision_config", None)) is not None:
+            for name, size in sizes.vision.items():
+                setattr(vision, name, size)
+            vision.projection_dim = config.projection_dim = text.hidden_size
+        return original(config)
+
     with ExitStack() as stack:
         for module in (modeling_pi0, modeling_pi05):
-            stack.enter_context(patch.object(module, "get_gemma_config", _small_gemma))
+            stack.enter_context(patch.object(module, "get_gemma_config", gemma))
             for name in ("PaliGemmaForConditionalGenerationWithPiGemma", "PiGemmaForCausalLM"):
-                small = partial(_smaller, getattr(module, name))
-                stack.enter_context(patch.object(module, name, small))
+                stack.enter_context(patch.object(module, name, partial(smaller, getattr(module, name))))
         yield
 
 
@@ -129,16 +148,28 @@ def tiny_policy(
     shared |= {"device": "cpu", "push_to_hub": False}
     torch.manual_seed(0)
     if family == "smolvla":
-        vlm = str(smolvlm(folder / "smolvlm"))
-        policy = SmolVLAPolicy(
-            SmolVLAConfig(
-                **shared, resize_imgs_with_padding=(64, 64), vlm_model_name=vlm, num_vlm_layers=2, num_steps=3
-            )
-        )
+        sizes = {"resize_imgs_with_padding": (64, 64), "num_vlm_layers": 2, "num_steps": 3}
+        policy = SmolVLAPolicy(SmolVLAConfig(**shared, **sizes, vlm_model_name=str(smolvlm(folder / "smolvlm"))))
     else:
         kind, config = {"pi0": (PI0Policy, PI0Config), "pi05": (PI05Policy, PI05Config)}[family]
-        policy = kind(config(**shared, image_resolution=(32, 32), num_inference_steps=3, tokenizer_max_length=64))
+        sizes = {"image_resolution": (32, 32), "num_inference_steps": 3, "tokenizer_max_length": 64}
+        policy = kind(config(**shared, **sizes))
     return policy.eval()
+
+
+def processors(
+    policy: PreTrainedPolicy, folder: Path, stats: dict[str, dict[str, torch.Tensor]]
+) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """A policy's own pre- and postprocessor, normalising by `stats`; `folder` keeps the tokenizer."""
+    words = folder / "tokenizer"
+    tokenizer().save_pretrained(words)
+
+    def step(**options: Any) -> TokenizerProcessorStep:
+        return TokenizerProcessorStep(**options | {"tokenizer_name": str(words)})
+
+    module = import_module(f"lerobot.policies.{policy.name}.processor_{policy.name}")
+    with patch.object(module, "TokenizerProcessorStep", step):
+        return make_pre_post_processors(policy.config, dataset_stats=stats)
 
 
 def tiny_checkpoint(
@@ -147,15 +178,7 @@ def tiny_checkpoint(
     """A `pretrained_model/` folder as LeRobot saves it, its processors normalising by `stats`."""
     state_dim, action_dim = (len(stats[key]["mean"]) for key in ("observation.state", "action"))
     policy = tiny_policy(family, folder, cameras, state_dim, action_dim, chunk=6)
-    words = folder / "tokenizer"
-    tokenizer().save_pretrained(words)
-
-    def step(**options: Any) -> TokenizerProcessorStep:
-        return TokenizerProcessorStep(**options | {"tokenizer_name": str(words)})
-
-    with patch.object(import_module(f"lerobot.policies.{family}.processor_{family}"), "TokenizerProcessorStep", step):
-        pre, post = make_pre_post_processors(policy.config, dataset_stats=stats)
     out = folder / "pretrained_model"
-    for part in (policy, pre, post):
+    for part in (policy, *processors(policy, folder, stats)):
         part.save_pretrained(out)
     return out

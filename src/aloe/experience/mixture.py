@@ -112,7 +112,7 @@ class Mixture:
                 if value != mine[what]:
                     raise ValueError(
                         f"{parts[name][0]} ({name}) has {what} {value}, {parts[first][0]} ({first}) has {mine[what]}; "
-                        "one policy can learn only from roots of one kind"
+                        "one policy learns from roots of one kind only; leave one out, or record it anew"
                     )
         total = sum(ratio or 0 for ratio in self._ratio)
         if total > 1 + 1e-9 or (None not in self._ratio and total < 1 - 1e-9):

@@ -12,9 +12,12 @@ import json
 import os
 import shutil
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +33,6 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from aloe.policies.family import Batch, Family
-from aloe.policies.tiny_vla import family as tiny_vla_family
 from aloe.training import Device
 
 IMAGES = "observation.images."
@@ -43,12 +45,16 @@ class PolicyBundle:
     policy: PreTrainedPolicy
     preprocessor: PolicyProcessorPipeline[dict[str, Any], dict[str, Any]]
     postprocessor: PolicyProcessorPipeline[PolicyAction, PolicyAction]
+    runs_on: dict[str, Any] = field(default_factory=dict)
+    """Device and precision that `config.json` names, for the robot's machine. They are saved as they were read."""
 
     def save(self, folder: Path) -> None:
         """Writes LeRobot's `pretrained_model/` layout."""
         self.policy.save_pretrained(folder)
         self.preprocessor.save_pretrained(folder)
         self.postprocessor.save_pretrained(folder)
+        if self.runs_on:
+            _say_where(folder, self.runs_on)
 
     def save_atomically(self, folder: Path) -> None:
         """The same, but the folder appears under its name only once it is complete."""
@@ -71,11 +77,11 @@ class PolicyBundle:
         if not config_file.is_file():
             raise ValueError(f"{folder} holds no policy: there is no config.json; give a pretrained_model folder")
         try:
-            kind = json.loads(config_file.read_text()).get("type")
+            written = json.loads(config_file.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{config_file} is damaged ({error}); copy the policy anew") from error
-        if kind not in SUPPORTED:
-            raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(SUPPORTED)}")
+        kind = written.get("type")
+        family_of(kind)
         try:
             config = PreTrainedConfig.from_pretrained(folder)
             config.device = "cpu"  # wherever it was trained: the worlds hand over, and take, CPU arrays
@@ -96,10 +102,27 @@ class PolicyBundle:
         if device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch finds no GPU; give --device cpu, or repair the driver")
         on_gpu = device == "cuda" or (device == "auto" and kind != "tiny_vla" and torch.cuda.is_available())
-        return PolicyBundle(policy=policy.to("cuda" if on_gpu else "cpu"), preprocessor=pre, postprocessor=post)
+        runs_on = {key: written[key] for key in ("device", "use_amp") if key in written}
+        policy = policy.to("cuda" if on_gpu else "cpu")
+        return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post, runs_on=runs_on)
 
 
-SUPPORTED = ("tiny_vla", "smolvla", "pi0", "pi05")
+def _say_where(folder: Path, runs_on: dict[str, Any]) -> None:
+    """LeRobot overwrites what a config says of a machine with what this one has: a policy that ran on a GPU would come back
+    as one for a CPU."""
+    config, steps = (folder / name for name in ("config.json", "policy_preprocessor.json"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | runs_on, indent=4))
+    pipeline = json.loads(steps.read_text())
+    for step in pipeline["steps"]:
+        if step.get("registry_name") == "device_processor":
+            step["config"]["device"] = runs_on.get("device") or step["config"]["device"]
+    steps.write_text(json.dumps(pipeline, indent=2))
+
+
+FAMILIES = {"tiny_vla": "aloe.policies.tiny_vla.family"} | dict.fromkeys(
+    ("smolvla", "pi0", "pi05"), "aloe.policies.lerobot"
+)
+"""Policy type -> the module with its functions."""
 
 
 def check_fits(
@@ -137,20 +160,17 @@ def check_fits(
 
 
 def family(policy: PreTrainedPolicy) -> Family:
-    """The functions that belong to a policy.
+    """The functions that belong to a policy. Raises ValueError where ALOE knows none for it."""
+    return family_of(policy.name)
 
-    Raises:
-        ValueError: ALOE knows none for it.
-    """
-    match policy.name:
-        case "tiny_vla":
-            return tiny_vla_family
-        case "smolvla" | "pi0" | "pi05":
-            from aloe.policies import lerobot  # takes seconds to import
 
-            return lerobot
-        case _:
-            raise ValueError(f"ALOE cannot train a policy of type {policy.name!r}; it knows {', '.join(SUPPORTED)}")
+@cache
+def family_of(kind: str) -> Family:
+    """Those of `FAMILIES`, or of an installed package: its entry point in the group `aloe.policies`. Imports no other."""
+    known = FAMILIES | {point.name: point.value for point in entry_points(group="aloe.policies")}
+    if kind not in known:
+        raise ValueError(f"ALOE cannot train a policy of type {kind!r}; it knows {', '.join(known)}")
+    return cast(Family, import_module(known[kind]))
 
 
 def seen_cameras(policy: PreTrainedPolicy) -> list[str]:

@@ -9,7 +9,10 @@ Noise is as wide as the model inside (`max_action_dim`), actions as wide as the 
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -66,6 +69,44 @@ def sample_time(policy: Vla, count: int, generator: torch.Generator) -> Float[Te
     return offset + scale * torch.rand(count, generator=generator) ** (1 / alpha)
 
 
+@contextmanager
+def _reading_prefix_once(encoder: Any, samples: int) -> Iterator[None]:
+    """While it lasts, a SmolVLA's layers that only look at the observation do so once for all samples of it: as one longer
+    sequence, (B, M * H) instead of (B * M, H), so that keys and values are projected and copied for each observation and
+    not for each sample. No sample sees another there, so nothing changes but the last bits."""
+    original = getattr(encoder, "forward_cross_attn_layer", None)
+    if original is None or samples == 1:
+        yield
+        return
+
+    def once(
+        layers: Any, embedded: list, index: int, position: Tensor, mask: Tensor, batch: int, dim: int, **rest: Any
+    ) -> Any:
+        cache, suffix = rest.pop("past_key_values"), embedded[1]
+        first = SimpleNamespace(
+            keys=cache.layers[index].keys[::samples],
+            values=cache.layers[index].values[::samples],
+        )
+        (attended,), _ = original(
+            layers,
+            [None, suffix.reshape(batch // samples, -1, suffix.shape[-1])],
+            index,
+            position.reshape(batch // samples, -1),
+            mask.reshape(batch // samples, -1, mask.shape[-1]),
+            batch // samples,
+            dim,
+            past_key_values=SimpleNamespace(layers={index: first}),
+            **rest,
+        )
+        return [attended.reshape(batch, suffix.shape[1], -1)], cache
+
+    encoder.forward_cross_attn_layer = once
+    try:
+        yield
+    finally:
+        del encoder.forward_cross_attn_layer
+
+
 @torch.no_grad()
 def sample_chunks(
     policy: Vla,
@@ -109,7 +150,8 @@ def sample_chunks(
     def velocity(x_t: Tensor, time: Tensor) -> Tensor:
         return model.denoise_step(prefix_pad_masks=is_known, past_key_values=cache, x_t=x_t, timestep=time, **more)
 
-    chunks = euler_integrate(velocity, noise.flatten(0, 1), steps)
+    with _reading_prefix_once(encoder, samples):
+        chunks = euler_integrate(velocity, noise.flatten(0, 1), steps)
     action = policy.config.action_feature
     assert action is not None
     return chunks[..., : action.shape[0]].unflatten(0, noise.shape[:2])

@@ -44,6 +44,16 @@ class Memory:
         """Bytes with so many windows in one pass."""
         return self.gradients + self.moments + self.constant + windows * self.per_window
 
+    def told(self, windows: int, free: float) -> str:
+        """The estimate in words, beside what is free."""
+        needed = self.needed(windows)
+        sizes = (needed, self.gradients, self.moments, needed - self.gradients - self.moments, free)
+        total, gradients, moments, forward, there = (f"{size / GIB:.1f}" for size in sizes)
+        return (
+            f"{total} GiB beside the weights (gradients {gradients}, optimizer {moments}, a pass of {windows} windows "
+            f"{forward}), and {there} are free"
+        )
+
 
 def remedy(memory: Memory, config: ActorConfig, free: float, on_gpu: bool) -> str | None:
     """What to do if training does not fit into `free` bytes; None if it does."""
@@ -62,12 +72,8 @@ def remedy(memory: Memory, config: ActorConfig, free: float, on_gpu: bool) -> st
         switches.append("--checkpointing")
     if on_gpu and config.dtype == "float32":
         switches.append("--dtype bfloat16")
-    sizes = (needed, memory.gradients, memory.moments, needed - memory.gradients - memory.moments, free)
-    total, gradients, moments, forward, there = (f"{size / GIB:.1f}" for size in sizes)
-    return (
-        f"training would take {total} GiB beside the weights (gradients {gradients}, optimizer {moments}, a pass of {part} "
-        f"windows {forward}), and {there} are free; give {' or '.join(switches) if switches else 'a larger machine'}"
-    )
+    given = " or ".join(switches) if switches else "a larger machine"
+    return f"training would take {memory.told(part, free)}; give {given}"
 
 
 def free_memory(device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """The one actor trainer: weighted flow matching. Every method differs only in the weights and the rows it hands over."""
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from aloe.policies.flow import (
     noise_shape,
     sample_time,
 )
-from aloe.policies.memory import Memory, free_memory, kept_bytes, remedy
+from aloe.policies.memory import GIB, Memory, free_memory, kept_bytes, remedy
 from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.trainable import trainable
 from aloe.training import BatchDraw, Log, Shares, generator_for, load_state, save_state, set_rate
+
+WORTH_SAYING = GIB
+"""Bytes from which on training says before it starts what it will take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +142,7 @@ def train_actor(
         elif optimizer_file is not None:
             load_state(optimizer_file, {}, optimizers)
         if first < config.steps:
-            _check_memory(bundle, data, actor, config)
+            _check_memory(bundle, data, actor, config, label)
         draw = BatchDraw(actor.rows, data.shares)
         steps = range(first, config.steps)
         for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):
@@ -146,13 +150,8 @@ def train_actor(
             rows = draw(config.batch_size, generator)
             rate = numbers.rate(step)
             set_rate(optimizer, rate)
-            optimizer.zero_grad()
-            loss = torch.zeros((), device=device_of(policy))
-            for part in actor_losses(bundle, data, actor, rows, config, generator):
-                part.backward()
-                loss += part.detach()
-            norm = nn.utils.clip_grad_norm_(policy.parameters(), numbers.clip_norm)
-            optimizer.step()
+            losses = actor_losses(bundle, data, actor, rows, config, generator)
+            loss, norm = descend(policy, optimizer, losses, numbers.clip_norm)
             if log is not None and (step % 20 == 0 or step == config.steps - 1):
                 log(step, {"loss": loss.item(), "gradient_norm": norm.item(), "rate": rate})
             if checkpoint is not None and (step + 1) % config.save_every == 0:
@@ -160,8 +159,28 @@ def train_actor(
     return None if config.train == "lora" else optimizer
 
 
-def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig) -> None:
-    """Raises ValueError if training as it is set up now cannot fit. Two small passes; no training step sees of it."""
+def descend(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[Float[Tensor, ""]], clip_norm: float
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """One gradient step on the sum of `losses`, each gone before the next is made; the sum, and the gradient's norm."""
+    optimizer.zero_grad()
+    total = torch.zeros((), device=next(policy.parameters()).device)
+    for loss in losses:
+        loss.backward()
+        total += loss.detach()
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), clip_norm)
+    optimizer.step()
+    return total, norm
+
+
+def _check_memory(
+    bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig, label: str
+) -> None:
+    """Says what training will take, where that is much. Two small passes; no training step sees of it.
+
+    Raises:
+        ValueError: it cannot fit as it is set up now.
+    """
     policy, device = bundle.policy, device_of(bundle.policy)
 
     def kept(windows: int) -> int:
@@ -170,8 +189,11 @@ def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, conf
         return kept_bytes(lambda: list(passing), policy)
 
     memory = Memory.of([p for p in policy.parameters() if p.requires_grad], kept(2), kept(4))
-    if (complaint := remedy(memory, config, free_memory(device), device.type == "cuda")) is not None:
+    free, part = free_memory(device), -(-config.batch_size // config.accumulate)
+    if (complaint := remedy(memory, config, free, device.type == "cuda")) is not None:
         raise ValueError(complaint)
+    if memory.needed(part) >= WORTH_SAYING:
+        tqdm.write(f"{label}: training takes about {memory.told(part, free)}", file=sys.stderr)
 
 
 def actor_losses(

@@ -100,7 +100,7 @@ def observation_source(inputs: EvaluationInputs) -> ObservationSource:
         seen = (
             torch.zeros(len(frames), 0, tower.feature_dim)
             if features is None
-            else torch.from_numpy(features.gather(frames)).float().flatten(1, 2)
+            else torch.from_numpy(features.gather(frames)).flatten(1, 2)
         )
         return Observations(features=seen, state=state[picked], language=language[picked])
 

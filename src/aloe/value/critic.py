@@ -126,7 +126,7 @@ class ChunkCritic(nn.Module):
             self.readouts.expand(batch, -1, -1),
             self.state(observations.state)[:, None],
             self.language(observations.language)[:, None],
-            self.camera(observations.features),
+            self.camera(observations.features.float()),  # float16 in the cache, and until it lies on the device
         ]
         if action is not None:
             tokens.append(self.action(action.to(device)))
@@ -136,4 +136,5 @@ class ChunkCritic(nn.Module):
     def of_samples(self, observations: Observations, actions: Float[Tensor, "B M H A"]) -> Float[Tensor, "B M K"]:
         """Values of M chunks for each observation."""
         batch, samples = actions.shape[:2]
+        observations = observations.to(next(self.parameters()).device)  # before they are repeated there
         return self(observations.repeat(samples), actions.flatten(0, 1)).view(batch, samples, -1)
