@@ -212,7 +212,18 @@ def test_episodes_recorded_since_the_last_critic_are_not_judged(finished: Path, 
     assert (last["kind"], last["lines"], last["drop"]) == ("not judged", {}, None)
 
 
-def test_what_differs_between_two_runs_but_not_seeds_paths_and_what_one_does_not_read(finished: Path, copy_of) -> None:
+def test_values_are_never_shown_over_the_steps_of_other_episodes(finished: Path, copy_of) -> None:
+    run = copy_of(finished)
+    table = pd.read_parquet(run / "rounds/001/advantages.parquet")
+    moved = table[table["episode"] > 0].assign(episode=table["episode"] - 1)  # as if the first had come since
+    moved.to_parquet(run / "rounds/001/advantages.parquet")
+    found, missing = traces(RunSoFar.read(run))
+    assert "has changed since the critic of round 1 judged it" in (missing or "")
+    assert [(one.pictures is None, one.outcome) for one in found[:4]] == [(True, "unknown")] * 4
+    assert len(found[0]) == (moved["episode"] == 0).sum()
+
+
+def test_what_differs_between_two_runs_but_not_seeds_and_what_one_does_not_read(finished: Path, copy_of) -> None:
     runs = [RunSoFar.read(copy_of(finished, name)) for name in ("first", "second", "third")]
     runs[1].config["seed"] = 7
     runs[1].config["workers"] = 9
@@ -222,6 +233,18 @@ def test_what_differs_between_two_runs_but_not_seeds_paths_and_what_one_does_not
     assert differences(runs) == [
         {"option": "method", "values": ["aloe", "aloe", "dagger"]},
         {"option": "fit.learning-rate", "values": [5e-4, 1e-4, None]},
+    ]
+
+
+def test_what_two_runs_started_from_and_learnt_from_besides_are_differences(finished: Path) -> None:
+    runs = [RunSoFar.read(finished) for _ in range(3)]
+    for run, place in zip(runs[1:], ("/here", "/there"), strict=True):  # the same on two machines
+        run.config["policy"]["path"] = f"{place}/base"
+        run.config["experience"]["old"] = {"root": f"{place}/last-year", "ratio": None}
+    assert differences(runs[1:]) == []
+    assert differences(runs) == [
+        {"option": "policy.path", "values": [None, "base", "base"]},
+        {"option": "experience.old.root", "values": [None, "last-year", "last-year"]},
     ]
 
 

@@ -78,6 +78,8 @@ def traces(run: RunSoFar) -> tuple[list[Trace], str | None]:
     table = None if last is None else run.values(last)
     try:
         experience, missing = run.experience, None
+        if table is not None:
+            _check_judged(experience, table, last)
     except (ValueError, OSError) as error:
         experience, missing = None, str(error)
     if experience is not None:
@@ -85,6 +87,15 @@ def traces(run: RunSoFar) -> tuple[list[Trace], str | None]:
     else:
         found = [] if table is None else list(_from_values(table, last))
     return [*found, *(trace for index in run.judged for trace in _fresh(run, index))], missing
+
+
+def _check_judged(experience: Experience, table: pd.DataFrame, critic: int | None) -> None:
+    """Raises ValueError unless the experience begins with the steps that the table is about: a root that has grown or lost
+    episodes since moves those of all that come after it."""
+    frames = experience.columns()
+    columns = (("episode", frames.episode), ("step", frames.step), ("source", frames.source))
+    if any(not np.array_equal(column[: len(table)], table[name]) for name, column in columns):
+        raise ValueError(f"{experience} has changed since the critic of round {critic} judged it")
 
 
 def _recorded(run: RunSoFar, experience: Experience, table: pd.DataFrame | None, critic: int | None) -> Iterator[Trace]:
