@@ -50,7 +50,7 @@ export class Browser {
     byId('filters').replaceChildren(
       this.#select('sort by', 'sort', usable.map((name) => [name, SORTS[name][0]]), (value) => { this.#sort = value; }),
       ...Object.entries(FILTERS).map(([name, [label, read]]) => {
-        const values = [...new Set(episodes.map(read))].sort();
+        const values = [...new Set(episodes.map(read))].sort((a, b) => a.localeCompare(b, 'en', { numeric: true }));
         const options = [['', 'all'], ...values.map((value) => [value, value])];
         const chosen = (value) => { this.#chosen[name] = value; };
         return values.length > 1 ? [this.#select(label, name, options, chosen)] : [];
