@@ -182,7 +182,7 @@ def test_a_run_that_was_refused_before_it_began_may_record_elsewhere_and_one_tha
     run.record_into(tmp_path / "right")
     assert run.experience == tmp_path / "right"
     run.round(0).mkdir(parents=True)
-    with pytest.raises(ValueError, match="records into .*right, not into .*wrong; leave out --dataset.root"):
+    with pytest.raises(ValueError, match=r"records into .*right, not into .*wrong; leave out --dataset\.root"):
         run.record_into(tmp_path / "wrong")
     run.record_into(tmp_path / "right")
 
