@@ -20,6 +20,7 @@ function actor(one) {
 
 const SEEN = {
   'learnt from': 'has learnt from it',
+  'perhaps learnt from': 'may have learnt from it',
   fresh: 'has not seen it',
   'held out': 'has not seen it',
   'not judged': 'has not judged it',
@@ -184,7 +185,8 @@ export class Browser {
     const seen = {
       fresh: `played without a human; the critic of round ${one.critic} has never seen it`,
       'held out': `held out: the critic of round ${one.critic} has never seen it`,
-      'learnt from': one.critic == null ? null : `values by the critic of round ${one.critic}, which has learnt from it`,
+      'learnt from': `values by the critic of round ${one.critic}, which has learnt from it`,
+      'perhaps learnt from': `values by the critic of round ${one.critic}, which may have learnt from it`,
       'not judged': 'no critic has judged it',
     }[one.kind];
     return [outcome === 'unknown' ? null : outcome, one.task, seen].filter(Boolean).join(' · ');
