@@ -99,6 +99,16 @@ def test_a_run_records_into_the_store_of_the_other_commands(by_hand, tmp_path):
     aloe(*command)  # done, whatever has been recorded since
 
 
+@pytest.mark.slow
+def test_a_run_whose_scenes_the_store_holds_already_is_refused_before_it_clones(by_hand, tmp_path, capsys):
+    """`aloe collect` and `aloe run` have the same seed and first round unless they are told otherwise."""
+    store = by_hand[0] / "store"
+    with pytest.raises(SystemExit):
+        aloe("run", "--preset", "tiny", "--rounds", 1, "--output-dir", tmp_path / "run", "--dataset.root", store)
+    assert "holds scenes of round 1 and seed 0 already" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "rounds" / "000" / "demos.done.json").exists()
+
+
 def test_sft_and_improve_leave_different_policies_that_load(by_hand):
     root, _ = by_hand
     cloned, improved = (PolicyBundle.load(root / name / "pretrained_model").policy for name in ("sft", "improved"))

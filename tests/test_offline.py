@@ -172,6 +172,7 @@ def test_a_report_of_data_that_were_moved_away_or_have_grown_has_no_pictures_and
     shown = report_of(folder)
     assert "rollouts" in shown["note"]
     assert [one["video"] for one in shown["episodes"]] == [None] * 11
+    assert {one["kind"] for one in shown["episodes"]} == {"perhaps learnt from"}  # nobody knows what was held out
     assert [one["lines"]["value"] for one in shown["episodes"]] == [one["lines"]["value"] for one in before]
 
 

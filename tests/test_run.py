@@ -174,3 +174,21 @@ def test_a_second_process_is_kept_out_of_a_run_that_is_being_worked_on(tmp_path)
         pass
     with run.locked():  # free again
         pass
+
+
+def test_a_run_that_was_refused_before_it_began_may_record_elsewhere_and_one_that_began_may_not(tmp_path):
+    run = RunFolder.open(tmp_path / "run", Config())
+    run.record_into(tmp_path / "wrong")
+    run.record_into(tmp_path / "right")
+    assert run.experience == tmp_path / "right"
+    run.round(0).mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"records into .*right, not into .*wrong; leave out --dataset\.root"):
+        run.record_into(tmp_path / "wrong")
+    run.record_into(tmp_path / "right")
+
+
+def test_a_runs_own_store_may_be_named(tmp_path):
+    run = RunFolder.open(tmp_path / "run", Config())
+    run.record_into(tmp_path / "run" / "experience")
+    assert run.experience == tmp_path / "run" / "experience"
+    assert not run.experience.is_symlink()

@@ -394,12 +394,12 @@ def run_command(arguments: list[str]) -> None:
     so_far = RunSoFar.read(run.root)
     for table in tables(so_far):
         console.print(table)
+    console.print(f"last policy     {run.policy(config.rounds)}", markup=False)
+    console.print(f"everything      {run.root}", markup=False)
     page = run.root / "report.html"
     for line in write_page([so_far], page, EPISODES).said:
-        console.print(line)
-    console.print(f"last policy     {run.policy(config.rounds)}")
-    console.print(f"everything      {run.root}")
-    console.print(f"report          {page}; open it in a browser")
+        console.print(line, markup=False)
+    console.print(f"report          {page}; open it in a browser", markup=False)
 
 
 def _default_folder(preset: str, config: RunConfig) -> Path:

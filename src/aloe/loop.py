@@ -71,6 +71,7 @@ class Circle:
         elif not run.done(0, "demos"):
             assert self.store is not None
             assert self.pool is not None
+            self._check_scenes_are_new(self.store)
             self.say("round 0: recording demonstrations")
             with run.stage(0, "demos") as result:
                 # What was begun is brought to its end; what another root has already need not be recorded.
@@ -121,6 +122,16 @@ class Circle:
             with self.run.stage(index, "collect") as result:
                 self._collect(index)
                 result |= {"episodes": self.store.num_episodes}
+
+    def _check_scenes_are_new(self, store: ExperienceStore) -> None:
+        """Raises ValueError if the store, before anything is recorded or cloned, holds scenes that a round is to play."""
+        config = self.config
+        for index in range(1, config.rounds + 1):
+            if stages.episodes_recorded(store, config.seed, index, config.collect.episodes):
+                raise ValueError(
+                    f"{store.root} holds scenes of round {index} and seed {config.seed} already, of `aloe collect` or of "
+                    "another run; choose another --seed, and with it another --output-dir"
+                )
 
     def _clone(self) -> None:
         config, out = self.config, self.run.round(0)

@@ -42,6 +42,8 @@ from aloe.value.fit import FitConfig, fit_critic
 
 Estimator = Literal["aloe", "monte-carlo", "fqe"]
 ESTIMATORS: Final[tuple[Estimator, ...]] = get_args(Estimator)
+UNRANKED: Final = ("recap",)
+"""Methods whose policies act under a condition that plain samples do not have."""
 BEST = (1, 3)
 """The k of regret@k."""
 
@@ -118,8 +120,10 @@ def open_run(root: Path) -> tuple[RunFolder, RunConfig, list[int]]:
         raise ValueError(f"{root} has measured {len(versions)} policy versions; there is something to rank from two on")
     if not (run.round(0) / "fresh").is_dir():
         raise ValueError(f"{root} kept no start states: it was made with --trust.episodes 0, or by an older version")
-    if config.method == "recap":
-        raise ValueError(f"{root} acts under a condition that its samples would not have; recap cannot be ranked")
+    if config.method in UNRANKED:
+        raise ValueError(
+            f"{root} acts under a condition that its samples would not have; {config.method} cannot be ranked, leave it out"
+        )
     return run, config, versions
 
 

@@ -143,9 +143,14 @@ class RunFolder:
         Raises:
             ValueError: the run records elsewhere.
         """
-        if not (self.root / "experience").exists(follow_symlinks=False):
-            (self.root / "experience").symlink_to(store.resolve())
-        elif self.experience.resolve() != store.resolve():
+        link, target = self.root / "experience", store.resolve()
+        if link.is_symlink() and not (self.root / "rounds").exists():
+            link.unlink()  # of a call that was refused before anything was recorded
+        if target == self.root.resolve() / "experience":
+            return  # a link to itself would lead nowhere
+        if not link.exists(follow_symlinks=False):
+            link.symlink_to(target)
+        elif self.experience.resolve() != target:
             raise ValueError(
                 f"{self.root} records into {self.experience.resolve()}, not into {store}; leave out --dataset.root to go "
                 "on with it, or choose another --output-dir"

@@ -18,6 +18,7 @@ import pytest
 from aloe import cli
 from aloe.benchmark import cells
 from aloe.benchmark.cells import Cell, play_cell, play_start, rank_cell
+from aloe.benchmark.commands import Benchmark
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import duration, run_benchmark
 from aloe.benchmark.start import StartConfig
@@ -182,6 +183,12 @@ def test_a_finished_cell_is_ranked_once_and_keeps_its_other_rows(played, tmp_pat
     said_before: list[str] = []
     rank_cell(cell, said_before.append)
     assert said_before == []
+
+
+def test_without_names_everything_is_ranked_that_can_be():
+    every, ranked = (Benchmark(suite="small", rank=rank).methods_of(SMALL) for rank in (False, True))
+    assert set(every) - set(ranked) == {"recap"}
+    assert Benchmark(suite="small", rank=True, methods=("recap",)).methods_of(SMALL) == ("recap",)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from aloe.report import rerun_file
 from aloe.report.compare import differences
 from aloe.report.episodes import Trace, choose, traces
 from aloe.report.folder import RunSoFar
-from aloe.report.health import by_source, verdict_of
+from aloe.report.health import CHECKS, by_source, shown, verdict_of
 from aloe.report.page import make_page
 from aloe.types import Source
 
@@ -108,6 +108,12 @@ def test_the_verdict_counts_what_warns_and_says_nothing_of_few_episodes() -> Non
     assert verdict_of(numbers, {"value_bias": ".", "above_best_at_step": "."})[0] == "do not trust"  # 2 of 3
     assert verdict_of(numbers, {"value_rank_correlation": "."})[0] == "do not trust"
     assert verdict_of(numbers | {"episodes": 9}, {})[0] == "too little to tell"
+
+
+def test_a_number_is_a_part_of_the_range_where_there_is_one() -> None:
+    level = CHECKS[1]
+    assert shown(-0.5, level, 2.0) == "−0.50 (25.0%)"
+    assert [shown(-0.5, level, nothing) for nothing in (0.0, float("nan"))] == ["−0.50", "−0.50"]
 
 
 def test_histograms_share_their_edges_and_leave_out_what_has_no_weight() -> None:
@@ -212,7 +218,18 @@ def test_episodes_recorded_since_the_last_critic_are_not_judged(finished: Path, 
     assert (last["kind"], last["lines"], last["drop"]) == ("not judged", {}, None)
 
 
-def test_what_differs_between_two_runs_but_not_seeds_paths_and_what_one_does_not_read(finished: Path, copy_of) -> None:
+def test_values_are_never_shown_over_the_steps_of_other_episodes(finished: Path, copy_of) -> None:
+    run = copy_of(finished)
+    table = pd.read_parquet(run / "rounds/001/advantages.parquet")
+    moved = table[table["episode"] > 0].assign(episode=table["episode"] - 1)  # as if the first had come since
+    moved.to_parquet(run / "rounds/001/advantages.parquet")
+    found, missing = traces(RunSoFar.read(run))
+    assert "has changed since the critic of round 1 judged it" in (missing or "")
+    assert [(one.pictures is None, one.outcome) for one in found[:4]] == [(True, "unknown")] * 4
+    assert len(found[0]) == (moved["episode"] == 0).sum()
+
+
+def test_what_differs_between_two_runs_but_not_seeds_and_what_one_does_not_read(finished: Path, copy_of) -> None:
     runs = [RunSoFar.read(copy_of(finished, name)) for name in ("first", "second", "third")]
     runs[1].config["seed"] = 7
     runs[1].config["workers"] = 9
@@ -222,6 +239,18 @@ def test_what_differs_between_two_runs_but_not_seeds_paths_and_what_one_does_not
     assert differences(runs) == [
         {"option": "method", "values": ["aloe", "aloe", "dagger"]},
         {"option": "fit.learning-rate", "values": [5e-4, 1e-4, None]},
+    ]
+
+
+def test_what_two_runs_started_from_and_learnt_from_besides_are_differences(finished: Path) -> None:
+    runs = [RunSoFar.read(finished) for _ in range(3)]
+    for run, place in zip(runs[1:], ("/here", "/there"), strict=True):  # the same on two machines
+        run.config["policy"]["path"] = f"{place}/base"
+        run.config["experience"]["old"] = {"root": f"{place}/last-year", "ratio": None}
+    assert differences(runs[1:]) == []
+    assert differences(runs) == [
+        {"option": "policy.path", "values": [None, "base", "base"]},
+        {"option": "experience.old.root", "values": [None, "last-year", "last-year"]},
     ]
 
 
@@ -235,6 +264,17 @@ def test_text_prints_the_tables_and_writes_nothing(finished: Path, copy_of, caps
     assert "aloe on reach-v3, seed 0" in said
     assert "too little" in said
     assert not (run / "report.html").exists()
+
+
+def test_brackets_in_names_are_no_markup(finished: Path, copy_of, capsys: pytest.CaptureFixture[str]) -> None:
+    run = copy_of(finished, "[red]x")
+    config = json.loads((run / "config.json").read_text())
+    config["world"]["task"] = "[/a]task"
+    (run / "config.json").write_text(json.dumps(config))
+    aloe("report", run, "--text", "--png", run / "curve.png")
+    said = capsys.readouterr().out
+    for words in ("aloe on [/a]task", "the critics of [red]x", "[red]x/curve.png"):
+        assert words in said.replace("\n", "")
 
 
 def test_bad_input_is_one_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,8 @@ from typing import Annotated
 import tyro
 
 from aloe.benchmark.runner import run_benchmark
-from aloe.benchmark.suites import SUITES, find_suite
+from aloe.benchmark.suites import SUITES, Suite, find_suite, method_config
+from aloe.rank import UNRANKED
 
 
 def _say(line: str) -> None:
@@ -22,7 +23,7 @@ class Benchmark:
     """precision, assembly or instructions (pictures), the same with -state (state observations), flawless-state or
     ablations-state."""
     methods: tuple[str, ...] = ()
-    """What is compared; by default everything that the suite has."""
+    """What is compared; by default everything that the suite has, with --rank everything that can be ranked."""
     seeds: tuple[int, ...] = ()
     """By default three."""
     output_dir: Path = Path("runs/benchmark")
@@ -34,11 +35,18 @@ class Benchmark:
     rank: bool = False
     """Play nothing, but let the critics rank the policy versions of the finished cells, as `aloe rank` does."""
 
+    def methods_of(self, suite: Suite) -> tuple[str, ...]:
+        """Those asked for, or all."""
+        if self.methods or not self.rank:
+            return self.methods or tuple(suite.variants)
+        usual = {name: method_config(suite, name, suite.first_seed).method for name in suite.variants}
+        return tuple(name for name, method in usual.items() if method not in UNRANKED)
+
     def main(self) -> None:
         suite = find_suite(self.suite)
         run_benchmark(
             suite,
-            self.methods or tuple(suite.variants),
+            self.methods_of(suite),
             self.seeds or tuple(range(suite.first_seed, suite.first_seed + 3)),
             folder=self.output_dir,
             results=self.results,

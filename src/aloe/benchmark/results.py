@@ -65,7 +65,10 @@ class Results:
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.path} cannot be read ({error}); restore it, or delete it") from error
         if missing := [name for name in COLUMNS if name not in rows]:
-            raise ValueError(f"{self.path} lacks the column {missing[0]}: it holds no results of `aloe benchmark`")
+            raise ValueError(
+                f"{self.path} lacks the column {missing[0]}: it holds no results of `aloe benchmark`, or those of an "
+                "older version; give another --results, or delete it"
+            )
         return rows
 
     def finished(self, method: str, seed: int, config_hash: str) -> bool:

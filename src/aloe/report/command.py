@@ -20,7 +20,7 @@ class Report:
     """A page about a run: success, whether its critics can be trusted, episodes to look at. Or several runs compared."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders; they are only read."""
+    """Run folders; nothing that is in them is changed."""
     output: Path | None = None
     """HTML file; by default report.html in the run, or of several comparison.html in the first."""
     episodes: int = EPISODES
@@ -56,12 +56,14 @@ class Report:
                     console.print(table)
         if self.png is not None:
             draw_curve(runs, self.png)
-            console.print(f"learning curve: {self.png}")
+            console.print(f"learning curve: {self.png}", markup=False)
         if self.rerun is not None:
             write_rerun(runs[0], self.rerun, self.episodes)
-            console.print(f"wrote {self.rerun}; look at it with: rerun {self.rerun}")
+            console.print(f"wrote {self.rerun}; look at it with: rerun {self.rerun}", markup=False)
         if self.output is not None or not (self.text or self.png or self.rerun):
             output = self.output or self.runs[0] / ("report.html" if len(runs) == 1 else "comparison.html")
             for line in write_page(runs, output, self.episodes).said:
-                console.print(line)
-            console.print(f"report: {output} ({output.stat().st_size / 1e6:.1f} MB); open it in a browser")
+                console.print(line, markup=False)
+            console.print(
+                f"report: {output} ({output.stat().st_size / 1e6:.1f} MB); open it in a browser", markup=False
+            )

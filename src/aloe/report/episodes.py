@@ -28,7 +28,7 @@ class Trace:
 
     title: str
     task: str
-    kind: Literal["learnt from", "fresh", "held out", "not judged"]
+    kind: Literal["learnt from", "perhaps learnt from", "fresh", "held out", "not judged"]
     """Whether the critic whose values these are has been trained on it."""
     critic: int | None
     """Round of that critic."""
@@ -78,13 +78,24 @@ def traces(run: RunSoFar) -> tuple[list[Trace], str | None]:
     table = None if last is None else run.values(last)
     try:
         experience, missing = run.experience, None
+        if table is not None:
+            _check_judged(experience, table, last)
     except (ValueError, OSError) as error:
         experience, missing = None, str(error)
     if experience is not None:
         found = list(_recorded(run, experience, table, last))
     else:
-        found = [] if table is None else list(_from_values(table, last))
+        found = [] if table is None else list(_from_values(run, table, last))
     return [*found, *(trace for index in run.judged for trace in _fresh(run, index))], missing
+
+
+def _check_judged(experience: Experience, table: pd.DataFrame, critic: int | None) -> None:
+    """Raises ValueError unless the experience begins with the steps that the table is about: a root that has grown or lost
+    episodes since moves those of all that come after it."""
+    frames = experience.columns()
+    columns = (("episode", frames.episode), ("step", frames.step), ("source", frames.source))
+    if any(not np.array_equal(column[: len(table)], table[name]) for name, column in columns):
+        raise ValueError(f"{experience} has changed since the critic of round {critic} judged it")
 
 
 def _recorded(run: RunSoFar, experience: Experience, table: pd.DataFrame | None, critic: int | None) -> Iterator[Trace]:
@@ -136,13 +147,15 @@ def _fresh(run: RunSoFar, critic: int) -> Iterator[Trace]:
         )
 
 
-def _from_values(table: pd.DataFrame, critic: int | None) -> Iterator[Trace]:
-    """Episodes whose experience is not there any more: what the critic's table still knows of them."""
+def _from_values(run: RunSoFar, table: pd.DataFrame, critic: int | None) -> Iterator[Trace]:
+    """Episodes whose experience is not there any more: what the critic's table still knows of them. It does not say which
+    were held out."""
+    may_be_held_out = run.config["offline"] and run.config["trust"]["held_out"] > 0
     for episode, rows in table.groupby("episode", sort=True):
         yield Trace(
             title=f"episode {episode}",
             task="",
-            kind="learnt from",
+            kind="perhaps learnt from" if may_be_held_out else "learnt from",
             critic=critic,
             round=None,
             version=_version(rows["policy_version"].to_numpy()),

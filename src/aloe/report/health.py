@@ -217,7 +217,9 @@ def shown(value: float | None, check: Check, return_range: float) -> str:
     if check.unit == "share":
         return f"{value:.0%}"
     figure = f"{value:.2g}" if check.number == "spread_executed" else signed(value)
-    return f"{figure} ({abs(value) / return_range:.1%})" if check.unit == "of the range" else figure
+    return (
+        f"{figure} ({abs(value) / return_range:.1%})" if check.unit == "of the range" and return_range > 0 else figure
+    )
 
 
 def signed(value: float) -> str:

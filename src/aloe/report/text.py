@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rich.markup import escape
 from rich.table import Table
 
 from aloe.report.folder import RunSoFar
@@ -10,7 +11,7 @@ from aloe.report.health import critic_health
 
 def round_table(run: RunSoFar) -> Table:
     """Round, episodes so far, human takeovers, success with its 95 % interval, steps to success, wall time."""
-    table = Table(title=run.title)
+    table = Table(title=escape(run.title))
     for name in (
         "round",
         "episodes",
@@ -44,7 +45,7 @@ def health_table(run: RunSoFar) -> Table | None:
     judged = [health for health in critic_health(run) if health["checks"]]
     if not judged:
         return None
-    table = Table(title=f"the critics of {run.name}")
+    table = Table(title=escape(f"the critics of {run.name}"))
     for name in ("round", "verdict", *(check["title"] for check in judged[0]["checks"])):
         table.add_column(name, justify="right")
     for health in judged:

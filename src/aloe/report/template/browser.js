@@ -20,6 +20,7 @@ function actor(one) {
 
 const SEEN = {
   'learnt from': 'has learnt from it',
+  'perhaps learnt from': 'may have learnt from it',
   fresh: 'has not seen it',
   'held out': 'has not seen it',
   'not judged': 'has not judged it',
@@ -50,7 +51,7 @@ export class Browser {
     byId('filters').replaceChildren(
       this.#select('sort by', 'sort', usable.map((name) => [name, SORTS[name][0]]), (value) => { this.#sort = value; }),
       ...Object.entries(FILTERS).map(([name, [label, read]]) => {
-        const values = [...new Set(episodes.map(read))].sort();
+        const values = [...new Set(episodes.map(read))].sort((a, b) => a.localeCompare(b, 'en', { numeric: true }));
         const options = [['', 'all'], ...values.map((value) => [value, value])];
         const chosen = (value) => { this.#chosen[name] = value; };
         return values.length > 1 ? [this.#select(label, name, options, chosen)] : [];
@@ -184,7 +185,8 @@ export class Browser {
     const seen = {
       fresh: `played without a human; the critic of round ${one.critic} has never seen it`,
       'held out': `held out: the critic of round ${one.critic} has never seen it`,
-      'learnt from': one.critic == null ? null : `values by the critic of round ${one.critic}, which has learnt from it`,
+      'learnt from': `values by the critic of round ${one.critic}, which has learnt from it`,
+      'perhaps learnt from': `values by the critic of round ${one.critic}, which may have learnt from it`,
       'not judged': 'no critic has judged it',
     }[one.kind];
     return [outcome === 'unknown' ? null : outcome, one.task, seen].filter(Boolean).join(' · ');
