@@ -1,6 +1,5 @@
 """Real VLAs for the benchmarks: LeRobot's own classes with random weights, small ones or as large as they come."""
 
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,26 +29,30 @@ CAMERA: dict[Size, tuple[int, int]] = {"tiny": (120, 160), "full": (480, 640)}
 def smolvlm_config(size: Size) -> SmolVLMConfig:
     """Of the model that SmolVLA is made from; its tokenizer is not here, ours has one token a letter.
 
-    Tiny is full with every width divided by 8, and depths and sequences by 4, so that what a picture costs beside an
-    action stays in proportion.
+    Tiny is full with every width divided by 8, depths and sequences by 4, and so many heads the fewer, so that what pictures
+    cost beside actions, and attention beside the rest, stays in proportion.
     """
-    thin, short = (8, 4) if size == "tiny" else (1, 1)
-    text = {"hidden_size": 960 // thin, "intermediate_size": 2560 // thin, "head_dim": 64 // thin}
-    text |= {"num_attention_heads": 15, "num_key_value_heads": 5, "num_hidden_layers": 32 // short}
-    vision = {"hidden_size": 768 // thin, "intermediate_size": 3072 // thin, "num_attention_heads": 12}
-    vision |= {"num_hidden_layers": 12 // short, "image_size": 512 // math.isqrt(short), "patch_size": 16}
-    words = {"model_type": "llama", "vocab_size": 49280 // thin}
-    sizes = {"text_config": text | words, "vision_config": vision, "scale_factor": 4}
-    return SmolVLMConfig.from_dict(sizes | {"image_token_id": 4, "pad_token_id": 0})
+    if size == "full":
+        text = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "vocab_size": 49280}
+        text |= {"num_attention_heads": 15, "num_key_value_heads": 5, "head_dim": 64}
+        vision = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+        vision |= {"image_size": 512, "patch_size": 16}
+    else:
+        text = {"hidden_size": 120, "intermediate_size": 320, "num_hidden_layers": 8, "vocab_size": 6160}
+        text |= {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 40}
+        vision = {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 2}
+        vision |= {"image_size": 256, "patch_size": 16}
+    parts = {"text_config": text | {"model_type": "llama"}, "vision_config": vision, "scale_factor": 4}
+    return SmolVLMConfig.from_dict(parts | {"image_token_id": 4, "pad_token_id": 0})
 
 
 PI = vlas.PiSizes(
     language={"width": 256, "depth": 4, "mlp_dim": 2048, "num_heads": 8, "num_kv_heads": 1, "head_dim": 32},
     expert={"width": 128, "depth": 4, "mlp_dim": 512, "num_heads": 8, "num_kv_heads": 1, "head_dim": 32},
-    vision={"hidden_size": 144, "intermediate_size": 538, "num_hidden_layers": 7, "num_attention_heads": 16}
+    vision={"hidden_size": 144, "intermediate_size": 538, "num_hidden_layers": 7, "num_attention_heads": 2}
     | {"image_size": 112, "patch_size": 14},
 )
-"""A tiny pi0 or pi0.5, divided in the same way."""
+"""A tiny pi0 or pi0.5, divided in the same way; only the 8 heads have to be so many."""
 
 
 @contextmanager

@@ -3,21 +3,18 @@
 Each is LeRobot's own class, untouched. What is here calls its parts in the order in which its own `forward` and
 `sample_actions` do, so that losses and samples are the same for the same noise (tests/policies/test_lerobot.py). But the
 mask is ours (pi0.5's own loss does not know padding), noise and time come from outside, and an observation is encoded once
-for all of its M samples: the key-value cache of its pictures and words is made once and repeated.
+for all of its M samples: the key-value cache of its pictures and words is made once and shared.
 
 Noise is as wide as the model inside (`max_action_dim`), actions as wide as the robot's.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, prepare_attention_masks_4d
 from lerobot.policies.pi0.modeling_pi0 import PI0Policy
@@ -26,6 +23,7 @@ from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import DynamicCache
 
 from aloe.policies.family import Batch, Part
 
@@ -69,44 +67,6 @@ def sample_time(policy: Vla, count: int, generator: torch.Generator) -> Float[Te
     return offset + scale * torch.rand(count, generator=generator) ** (1 / alpha)
 
 
-@contextmanager
-def _reading_prefix_once(encoder: Any, samples: int) -> Iterator[None]:
-    """While it lasts, a SmolVLA's layers that only look at the observation do so once for all samples of it: as one longer
-    sequence, (B, M * H) instead of (B * M, H), so that keys and values are projected and copied for each observation and
-    not for each sample. No sample sees another there, so nothing changes but the last bits."""
-    original = getattr(encoder, "forward_cross_attn_layer", None)
-    if original is None or samples == 1:
-        yield
-        return
-
-    def once(
-        layers: Any, embedded: list, index: int, position: Tensor, mask: Tensor, batch: int, dim: int, **rest: Any
-    ) -> Any:
-        cache, suffix = rest.pop("past_key_values"), embedded[1]
-        first = SimpleNamespace(
-            keys=cache.layers[index].keys[::samples],
-            values=cache.layers[index].values[::samples],
-        )
-        (attended,), _ = original(
-            layers,
-            [None, suffix.reshape(batch // samples, -1, suffix.shape[-1])],
-            index,
-            position.reshape(batch // samples, -1),
-            mask.reshape(batch // samples, -1, mask.shape[-1]),
-            batch // samples,
-            dim,
-            past_key_values=SimpleNamespace(layers={index: first}),
-            **rest,
-        )
-        return [attended.reshape(batch, suffix.shape[1], -1)], cache
-
-    encoder.forward_cross_attn_layer = once
-    try:
-        yield
-    finally:
-        del encoder.forward_cross_attn_layer
-
-
 @torch.no_grad()
 def sample_chunks(
     policy: Vla,
@@ -123,7 +83,7 @@ def sample_chunks(
     if unconditional is not None:
         raise ValueError(f"{policy.name} is not guided; give --recap.guidance 1")
     seen, state = _observation(policy, batch)
-    samples, model, encoder = noise.shape[1], _model(policy), _encoder(policy)
+    model, encoder = _model(policy), _encoder(policy)
     if isinstance(policy, SmolVLAPolicy):
         if not policy.config.use_cache:
             raise ValueError(
@@ -142,19 +102,56 @@ def sample_chunks(
         inputs_embeds=[embedded, None],
         use_cache=True,
     )
-    cache.batch_repeat_interleave(samples)
-    is_known = is_known.repeat_interleave(samples, 0)
-    more = {"state": state[0].repeat_interleave(samples, 0)} if isinstance(policy, PI0Policy) else {}
     steps = policy.config.num_steps if isinstance(policy, SmolVLAPolicy) else policy.config.num_inference_steps
-
-    def velocity(x_t: Tensor, time: Tensor) -> Tensor:
-        return model.denoise_step(prefix_pad_masks=is_known, past_key_values=cache, x_t=x_t, timestep=time, **more)
-
-    with _reading_prefix_once(encoder, samples):
-        chunks = euler_integrate(velocity, noise.flatten(0, 1), steps)
+    velocity = partial(_velocity, policy, state, is_known, cache, noise.shape[1])
+    chunks = euler_integrate(velocity, noise.flatten(0, 1), steps)
     action = policy.config.action_feature
     assert action is not None
     return chunks[..., : action.shape[0]].unflatten(0, noise.shape[:2])
+
+
+def _velocity(
+    policy: Vla,
+    state: tuple[Tensor, ...],
+    is_known: Bool[Tensor, "B P"],
+    cache: DynamicCache,
+    samples: int,
+    x_t: Float[Tensor, "BM H N"],
+    time: Float[Tensor, "BM"],
+) -> Float[Tensor, "BM H N"]:
+    """`denoise_step` of LeRobot for M samples of each observation as one sequence of M * H steps, in which none sees another.
+    So keys and values of the observation lie in memory once, and are read once, for all of them.
+
+    state: of the models that see it apart from the words. is_known: the prefix' tokens that are no padding.
+    """
+    model, encoder = _model(policy), _encoder(policy)
+    if isinstance(policy, PI0Policy):
+        embedded, is_step, is_causal, condition = model.embed_suffix(state[0].repeat_interleave(samples, 0), x_t, time)
+    elif isinstance(policy, PI05Policy):
+        embedded, is_step, is_causal, condition = model.embed_suffix(x_t, time)
+    else:
+        (embedded, is_step, is_causal), condition = model.embed_suffix(x_t, time), None
+    rows, (length, width) = len(is_known), embedded.shape[1:]
+    among = make_att_2d_masks(is_step, is_causal).unflatten(0, (rows, samples))
+    apart = torch.eye(samples, dtype=torch.bool, device=x_t.device)[:, None, :, None]
+    among = (among[:, :, :, None] & apart).reshape(rows, samples * length, samples * length)
+    mask = torch.cat([is_known[:, None].expand(-1, samples * length, -1), among], 2)
+    position = is_known.sum(-1)[:, None] + (torch.cumsum(is_step, 1) - 1).view(rows, -1)
+    more: dict[str, Any] = {"use_cache": True}
+    if not isinstance(policy, SmolVLAPolicy):
+        mask = prepare_attention_masks_4d(mask)
+        encoder.gemma_expert.model.config._attn_implementation = "eager"  # as `denoise_step` does
+        time_only = None if condition is None else condition[::samples]  # the same for all samples
+        more = {"use_cache": False, "adarms_cond": [None, time_only]}
+    (_, seen), _ = encoder.forward(
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        inputs_embeds=[None, embedded.reshape(rows, -1, width)],
+        **more,
+    )
+    cache.crop(is_known.shape[1])  # of what this step added
+    return model.action_out_proj(seen.view(-1, length, width)[:, -x_t.shape[1] :].float())
 
 
 def image_tokens(policy: Vla, batch: Batch, count: int) -> Float[Tensor, "B C T D"]:
