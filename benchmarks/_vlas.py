@@ -29,8 +29,8 @@ CAMERA: dict[Size, tuple[int, int]] = {"tiny": (120, 160), "full": (480, 640)}
 def smolvlm_config(size: Size) -> SmolVLMConfig:
     """Of the model that SmolVLA is made from; its tokenizer is not here, ours has one token a letter.
 
-    Tiny is full with every width divided by 8, depths and sequences by 4, and so many heads the fewer, so that what pictures
-    cost beside actions, and attention beside the rest, stays in proportion.
+    Tiny is full with every width divided by 8, depths and sequences by 4, and so many heads the fewer, so that what
+    pictures cost beside actions, and attention beside the rest, stays in proportion.
     """
     if size == "full":
         text = {"hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "vocab_size": 49280}
