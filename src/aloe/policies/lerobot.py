@@ -119,8 +119,8 @@ def _velocity(
     x_t: Float[Tensor, "BM H N"],
     time: Float[Tensor, "BM"],
 ) -> Float[Tensor, "BM H N"]:
-    """LeRobot's `denoise_step` for M samples of each observation as one sequence of M * H steps, none seeing another's.
-    So keys and values of the observation lie in memory once, and are read once, for all of them.
+    """LeRobot's `denoise_step` for M samples of each observation as one sequence of M * H steps, none of which sees another
+    sample. So keys and values of the observation lie in memory once, and are read once, for all of them.
 
     state: of the models that see it apart from the words. is_known: the prefix' tokens that are no padding.
     """
