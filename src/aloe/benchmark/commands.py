@@ -33,7 +33,7 @@ class Benchmark:
     jobs: int | None = None
     """Cells at once; one a core by default."""
     rank: bool = False
-    """Play nothing, but let the critics rank the policy versions of the finished cells, as `aloe rank` does."""
+    """Play nothing, but let the critics rank the policy versions of these cells, all finished, as `aloe rank` does."""
 
     def methods_of(self, suite: Suite) -> tuple[str, ...]:
         """Those asked for, or all."""
