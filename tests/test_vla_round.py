@@ -135,7 +135,17 @@ class Uncached:
 def test_critics_of_the_cache_are_those_without_one_and_train_without_pictures_and_vla(
     checkpoint: Path, store: ExperienceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["critic", "--policy.path", checkpoint, "--dataset.root", store.root, *BRIEF, *CRITIC, "--aloe.samples", 2]
+    command = [
+        "critic",
+        "--policy.path",
+        checkpoint,
+        "--dataset.root",
+        store.root,
+        *BRIEF,
+        *CRITIC,
+        "--aloe.samples",
+        2,
+    ]
     command += ["--critic.image-tokens", 4]
     fit = stages.critic_stage
 

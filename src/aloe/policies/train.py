@@ -173,9 +173,7 @@ def descend(
     return total, norm
 
 
-def _check_memory(
-    bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig, label: str
-) -> None:
+def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig, label: str) -> None:
     """Says what training will take, where that is much. Two small passes; no training step sees of it.
 
     Raises:
