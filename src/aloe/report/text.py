@@ -35,7 +35,7 @@ def round_table(run: RunSoFar) -> Table:
                 else (f"{row['success']:.0%}", f"{row['success_low']:.0%} to {row['success_high']:.0%}")
             ),
             "-" if steps is None else f"{steps:.0f}",
-            f"{elapsed // 60:.0f}:{elapsed % 60:02.0f}",
+            "{}:{:02}".format(*divmod(round(elapsed), 60)),
         )
     return table
 
