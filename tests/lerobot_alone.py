@@ -143,7 +143,8 @@ def evaluate() -> None:
         self._max_episode_steps = 4
 
     MetaworldEnv.__init__ = shorter
-    eval_main()
+    with vlas.small_models():
+        eval_main()
 
 
 if __name__ == "__main__":

@@ -123,12 +123,14 @@ def test_rollouts_of_lerobot_are_the_next_rounds_experience(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_result_plays_in_lerobot_eval(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["smolvla", "pi05"])
+def test_result_plays_in_lerobot_eval(family: str, tmp_path: Path) -> None:
     """In LeRobot's own Meta-World, which names its one camera otherwise: an episode of four steps."""
     sizes = (("observation.state", 4), ("action", 4))
     stats = {key: {name: torch.full((size,), value) for name, value in NUMBERS.items()} for key, size in sizes}
-    came = vlas.tiny_checkpoint("smolvla", tmp_path, {"top": (480, 480)}, stats)
-    PolicyBundle.load(came).save_atomically(tmp_path / "result")
+    with vlas.small_models():
+        came = vlas.tiny_checkpoint(family, tmp_path, {"top": (480, 480)}, stats)
+        PolicyBundle.load(came).save_atomically(tmp_path / "result")
     rename = '{"observation.image": "observation.images.top"}'
     alone(
         tmp_path,
