@@ -79,6 +79,7 @@ def test_appended_episodes_come_back_through_the_store(store: ExperienceStore, m
     for i, episode in enumerate(episodes):
         for camera, pictures in again.pictures(i).items():
             np.testing.assert_array_equal(pictures, episode.images[camera])
+            np.testing.assert_array_equal(again.pictures(i, 4)[camera], episode.images[camera][::4])
     assert len(load_with_lerobot(again)) == 13
 
 
@@ -104,6 +105,7 @@ def test_videos_come_back_within_what_the_codec_loses(tmp_path: Path, make_episo
         found = store.pictures(1)[camera].astype(int)
         # Neighbouring pictures are 10 apart; under half of that, none was taken for the next.
         assert np.abs(found - images[camera]).mean((1, 2, 3)).max() < 4
+        np.testing.assert_array_equal(store.pictures(1, 2)[camera], found[::2])
         through_lerobot = dataset[9][f"observation.images.{camera}"].permute(1, 2, 0).numpy() * 255
         assert np.abs(through_lerobot - images[camera][4]).mean() < 4
 

@@ -145,12 +145,13 @@ class ForeignDataset:
             )
         return self.tasks[index]
 
-    def pictures(self, episode: int, key: str) -> UInt8[ndarray, "T h w 3"]:
-        """The pictures of one camera."""
+    def pictures(self, episode: int, key: str, every: int = 1) -> UInt8[ndarray, "T h w 3"]:
+        """The pictures of one camera, or every n-th of them."""
         camera, row = self.cameras[key], self._rows[episode]
+        steps = range(0, row.steps, every)
         if camera.video:
             path, start = row.videos[key]
-            return decode_video(path, [start + t / self.fps for t in range(row.steps)], self.fps, camera.size)
+            return decode_video(path, [start + t / self.fps for t in steps], self.fps, camera.size)
         cells = self._cells(episode, key, keep=False)
         if not pa.types.is_struct(cells.type) or cells.type.get_field_index("bytes") < 0:
             raise ValueError(f"{self.root}: column {key!r} holds {cells.type}; pictures are needed")
@@ -160,7 +161,7 @@ class ForeignDataset:
                 f"{self.root}: pictures of column {key!r} are not in the data file; save them with LeRobot"
             )
         where = f"{row.data}, column {key!r}, episode {episode}"
-        return np.stack([_picture(blob.as_py(), camera.size, f"{where}, step {t}") for t, blob in enumerate(blobs)])
+        return np.stack([_picture(blobs[t].as_py(), camera.size, f"{where}, step {t}") for t in steps])
 
     def _cells(self, episode: int, key: str, keep: bool = True) -> pa.Array:
         """keep: read the column of a whole file once, for all of its episodes; not for pictures, which are large."""

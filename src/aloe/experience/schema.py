@@ -156,8 +156,8 @@ class Experience(Protocol):
         """Every step, episode after episode."""
         ...
 
-    def pictures(self, index: int) -> dict[str, UInt8[ndarray, "T h w 3"]]:
-        """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`)."""
+    def pictures(self, index: int, every: int = 1) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+        """The pictures of one episode, or of every n-th step of it, decoded anew at each call (see `cache.FrameCache`)."""
         ...
 
     def episode_digest(self, index: int) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -18,7 +19,7 @@ from aloe.stages import held_out
 from aloe.types import NO_POLICY, Source
 
 Outcome = Literal["success", "failure", "time out", "unknown"]
-Pictures = Mapping[str, UInt8[ndarray, "T h w 3"]]
+Pictures = Mapping[str, UInt8[ndarray, "N h w 3"]]
 LINES = ("value", "return", "advantage", "spread", "weight")
 
 
@@ -43,8 +44,8 @@ class Trace:
     lines: Mapping[str, Shaped[ndarray, "T"]]
     """What there is of `LINES`. The spread is the standard deviation over the critics' values of the executed chunk."""
     fps: int
-    pictures: Callable[[], Pictures] | None
-    """Decodes them; None where there are none."""
+    pictures: Callable[[int], Pictures] | None
+    """Decodes those of every n-th step; None where there are none."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -177,8 +178,8 @@ def _rows(experience: Experience) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in pairwise(ends))
 
 
-def _pictures(experience: Experience, episode: int) -> Callable[[], Pictures] | None:
-    return (lambda: experience.pictures(episode)) if experience.cameras else None
+def _pictures(experience: Experience, episode: int) -> Callable[[int], Pictures] | None:
+    return partial(experience.pictures, episode) if experience.cameras else None
 
 
 def _version(versions: Int64[ndarray, "T"]) -> int | None:

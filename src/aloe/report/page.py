@@ -164,7 +164,7 @@ def _facts(run: RunSoFar) -> list[tuple[str, str]]:
 
 
 def _film(trace: Trace, most_bytes: int) -> Film | None:
-    return None if trace.pictures is None else film(trace.pictures(), trace.fps, most_bytes)
+    return None if trace.pictures is None else film(trace.pictures, len(trace), trace.fps, most_bytes)
 
 
 def _episode(trace: Trace, shown: Film | None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
@@ -41,32 +41,33 @@ class Film:
     """Camera, and the left upper corner of its picture, (x, y)."""
 
 
-def film(pictures: Mapping[str, UInt8[ndarray, "T h w 3"]], fps: int, most_bytes: int) -> Film:
-    """most_bytes: the video is made worse until it is about as small.
+def film(
+    decode: Callable[[int], Mapping[str, UInt8[ndarray, "N h w 3"]]], steps: int, fps: int, most_bytes: int
+) -> Film:
+    """decode: gives the pictures of every n-th step. most_bytes: the video is made worse until it is about as small.
 
     Raises:
         OSError: it could not be encoded.
     """
-    steps = len(next(iter(pictures.values())))
     every = max(math.ceil(steps / LONGEST), math.ceil(fps / FASTEST))
+    pictures, shown = decode(every), math.ceil(steps / every)
     sizes = {camera: _scaled(*images.shape[1:3]) for camera, images in pictures.items()}
     places, whole = _arranged(sizes)
     rate = Fraction(fps, every)
-    shown = range(0, steps, every)
     file = io.BytesIO()
     logging.getLogger("libav").setLevel(logging.WARNING)
     with av.open(file, "w", format="mp4") as container:
-        bits = int(8 * most_bytes * rate / len(shown) * 0.9)  # the rest is the container's
+        bits = int(8 * most_bytes * rate / shown * 0.9)  # the rest is the container's
         options = {"preset": "veryfast", "profile": "baseline", "crf": "23", "g": str(GROUP), "bf": "0"}
         options |= {"maxrate": str(bits), "bufsize": str(bits), "x264-params": "log-level=none"}
         stream = container.add_stream("libx264", rate, options=options)
         assert isinstance(stream, VideoStream)
         stream.pix_fmt, (stream.height, stream.width) = "yuv420p", whole
         canvas = np.zeros((*whole, 3), np.uint8)
-        for step in shown:
+        for index in range(shown):
             for camera, x, y in places:
                 h, w = sizes[camera]
-                canvas[y : y + h, x : x + w] = _resized(pictures[camera][step], h, w)
+                canvas[y : y + h, x : x + w] = _resized(pictures[camera][index], h, w)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(canvas, format="rgb24")))
         container.mux(stream.encode())
     return Film(file.getvalue(), whole, every, places)
