@@ -1,7 +1,7 @@
 """Settings for every test: offline, few threads, and shapes that are checked while the tests run."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ torch.set_num_threads(1)
 # Before any test imports them. Not aloe.value.fit: the tabular tests hand it a critic of their own.
 CHECKED = ["aloe.returns", "aloe.losses", "aloe.experience.windows", "aloe.value.critic", "aloe.benchmark.statistics"]
 install_import_hook(CHECKED, "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def ordinary_priority() -> Iterator[None]:
+    """SVT-AV1, with which LeRobot records, leaves a process of root at the highest real-time priority, and a Chromium that
+    is started then stands still."""
+    yield
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @pytest.fixture

@@ -356,6 +356,22 @@ def test_folder_that_is_no_store_is_refused(tmp_path: Path) -> None:
         BackgroundRecorder(tmp_path)
 
 
+def test_encoder_takes_no_real_time_priority(
+    shared: tuple[Path, BackgroundRecorder], episode: Callable[..., Episode]
+) -> None:
+    """SVT-AV1 gives it to itself where root records, and would go before the loop."""
+    recorder, one = shared[1], episode(0, 4)
+    feed(recorder, one)
+    while recorder.backlog:
+        time.sleep(0.01)
+    threads = [int(name) for name in os.listdir(f"/proc/{recorder.pid}/task")]
+    policies = {os.sched_getscheduler(thread) for thread in threads}
+    recorder.finish(task=one.task, success=True)
+    recorder.flush()
+    assert len(threads) > 10  # the encoders' are among them
+    assert policies <= {os.SCHED_OTHER, os.SCHED_BATCH}
+
+
 def test_videos_and_statistics_are_lerobots(tmp_path: Path) -> None:
     size = (64, 96)
     ExperienceStore.create(tmp_path / "s", cameras={"top": size}, state_dim=5, action_dim=3, fps=20, video=True).close()

@@ -8,8 +8,9 @@ for statistics. Here nothing is queued: `add` returns when the encoder has taken
 import contextlib
 import io
 import logging
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Final
@@ -123,7 +124,8 @@ class _Video:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
         frame.pts, frame.time_base = self._pictures, self._tick
         try:
-            self._container.mux(self._stream.encode(frame))
+            with contextlib.nullcontext() if self._pictures else _same_priority():
+                self._container.mux(self._stream.encode(frame))  # the first opens the encoder
         except av.FFmpegError as error:
             raise _failed(self.path, error) from error
         self._pictures += 1
@@ -166,6 +168,24 @@ class _Counts:
         stats = {"min": values[(below > 0).argmax(1)], "max": values[(below >= 1).argmax(1)], "mean": mean, "std": std}
         stats |= {f"q{int(q * 100):02d}": values[(below >= q).argmax(1)] for q in DEFAULT_QUANTILES}
         return {name: value.reshape(3, 1, 1) for name, value in stats.items()} | {"count": np.array([steps])}
+
+
+@contextlib.contextmanager
+def _same_priority() -> Iterator[None]:
+    """SVT-AV1, opened by root, raises the calling thread and its own to the highest real-time priority. They would go
+    before a robot's loop, and what the process starts later inherits it: two that wait busily stop two cores for good."""
+    policy, parameters, threads = os.sched_getscheduler(0), os.sched_getparam(0), set(_threads())
+    try:
+        yield
+    finally:
+        if (os.sched_getscheduler(0), os.sched_getparam(0)) != (policy, parameters):
+            for thread in {0, *_threads()} - threads:
+                with contextlib.suppress(ProcessLookupError):  # it has ended
+                    os.sched_setscheduler(thread, policy, parameters)
+
+
+def _threads() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/task")]
 
 
 def _failed(video: Path, error: av.FFmpegError) -> OSError:
