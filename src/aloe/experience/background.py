@@ -34,8 +34,6 @@ from aloe.types import NO_POLICY, NO_SEED, Source
 
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
 """Where `aloe` was imported from: the worker must import the same one."""
-_QUIET: Final = {"SVT_LOG": "1"}
-"""The video encoder tells its settings for every episode otherwise."""
 
 
 class RecordingError(RuntimeError):
@@ -114,7 +112,7 @@ class BackgroundRecorder:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._log,
-                env=os.environ | _QUIET | {"PYTHONPATH": os.pathsep.join(paths)},
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 process_group=0,  # Ctrl-C is for this process, which then hangs up
             )
             assert self._process.stdin is not None

@@ -28,6 +28,8 @@ from PIL import Image
 from aloe.experience.commit import STAGING
 from aloe.experience.schema import IMAGES, cameras_of, check_pictures
 
+os.environ.setdefault("SVT_LOG", "1")  # the video encoder tells its settings for every episode otherwise
+
 _PNG_LEVEL: Final = 1  # zlib's default, 6, takes twice as long and saves a seventh
 
 
