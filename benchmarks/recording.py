@@ -178,11 +178,12 @@ def main(config: Config) -> None:
             if config.lerobot:
                 for name, streaming in (("LeRobot", False), ("LeRobot, streaming encoder", True)):
                     ways[name] = lerobot_way(Path(folder) / name, config, seen, streaming)
-            if config.realtime:
-                os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(10))
+            policy = (os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, 10) if config.realtime else (os.SCHED_OTHER, 0)
             measured = {name: Ticks() for name in ways}
             for _ in range(config.episodes):
                 for name, (step, end) in ways.items():
+                    # Anew each time: LeRobot's encoder leaves the loop of root with the highest there is.
+                    os.sched_setscheduler(0, policy[0], os.sched_param(policy[1]))
                     play(steps, config.fps, step, lambda end=end: end(0), measured[name])
                     recorder.flush()
             priority = "real-time" if config.realtime else "ordinary"

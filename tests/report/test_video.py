@@ -15,8 +15,8 @@ def frames_of(mp4: bytes) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def decoding(pictures: dict[str, np.ndarray]) -> Callable[[int], dict[str, np.ndarray]]:
-    return lambda every: {camera: shown[::every] for camera, shown in pictures.items()}
+def decoding(pictures: dict[str, np.ndarray]) -> Callable[[int, int], dict[str, np.ndarray]]:
+    return lambda every, _: {camera: shown[::every] for camera, shown in pictures.items()}
 
 
 def test_step_t_is_picture_t_and_cameras_stand_side_by_side() -> None:

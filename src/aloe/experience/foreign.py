@@ -27,6 +27,7 @@ from numpy import ndarray
 from PIL import Image
 
 from aloe.experience.parquet import read_table
+from aloe.experience.schema import coarseness
 
 _MAX_INFO_BYTES: Final = 64 * 2**20
 _MAX_PIXELS: Final = 2**26
@@ -145,13 +146,13 @@ class ForeignDataset:
             )
         return self.tasks[index]
 
-    def pictures(self, episode: int, key: str, every: int = 1) -> UInt8[ndarray, "T h w 3"]:
-        """The pictures of one camera, or every n-th of them."""
+    def pictures(self, episode: int, key: str, every: int = 1, enough: int | None = None) -> UInt8[ndarray, "T h w 3"]:
+        """The pictures of one camera. every, enough: see `schema.Experience.pictures`."""
         camera, row = self.cameras[key], self._rows[episode]
-        steps = range(0, row.steps, every)
+        steps, nth = range(0, row.steps, every), coarseness(camera.size, enough)
         if camera.video:
             path, start = row.videos[key]
-            return decode_video(path, [start + t / self.fps for t in steps], self.fps, camera.size)
+            return decode_video(path, [start + t / self.fps for t in steps], self.fps, camera.size, nth)
         cells = self._cells(episode, key, keep=False)
         if not pa.types.is_struct(cells.type) or cells.type.get_field_index("bytes") < 0:
             raise ValueError(f"{self.root}: column {key!r} holds {cells.type}; pictures are needed")
@@ -161,7 +162,8 @@ class ForeignDataset:
                 f"{self.root}: pictures of column {key!r} are not in the data file; save them with LeRobot"
             )
         where = f"{row.data}, column {key!r}, episode {episode}"
-        return np.stack([_picture(blobs[t].as_py(), camera.size, f"{where}, step {t}") for t in steps])
+        shown = (_picture(blobs[t].as_py(), camera.size, f"{where}, step {t}") for t in steps)
+        return np.stack([picture[::nth, ::nth] for picture in shown])
 
     def _cells(self, episode: int, key: str, keep: bool = True) -> pa.Array:
         """keep: read the column of a whole file once, for all of its episodes; not for pictures, which are large."""
@@ -364,8 +366,11 @@ def _picture(blob: bytes, size: tuple[int, int], where: str) -> UInt8[ndarray, "
         raise ValueError(f"{where}: not a picture: {error}") from error
 
 
-def decode_video(path: Path, times: Sequence[float], fps: int, size: tuple[int, int]) -> UInt8[ndarray, "T h w 3"]:
-    """An episode's pictures out of an mp4. Anything but an mp4 (a play list, say, which names other files) is refused."""
+def decode_video(
+    path: Path, times: Sequence[float], fps: int, size: tuple[int, int], nth: int = 1
+) -> UInt8[ndarray, "T h w 3"]:
+    """Every n-th row and column of an episode's pictures out of an mp4. Anything but an mp4 (a play list, say, which names
+    other files) is refused."""
     with _readable(path), path.open("rb") as file:
         is_mp4 = file.read(8)[4:] == b"ftyp"
     if not is_mp4:
@@ -378,7 +383,7 @@ def decode_video(path: Path, times: Sequence[float], fps: int, size: tuple[int, 
             found = (video.codec_context.height, video.codec_context.width)
             if found != size:
                 raise ValueError(f"it has {found} pixels, {size} are declared")
-            pictures = _at(container, np.array(times), 0.5 / fps, size)
+            pictures = _at(container, np.array(times), 0.5 / fps, size, nth)
     except (av.FFmpegError, ValueError, IndexError, OSError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be decoded: {reason}") from error
@@ -386,21 +391,25 @@ def decode_video(path: Path, times: Sequence[float], fps: int, size: tuple[int, 
 
 
 def _at(
-    container: InputContainer, times: Float64[ndarray, "T"], tolerance: float, size: tuple[int, int]
+    container: InputContainer, times: Float64[ndarray, "T"], tolerance: float, size: tuple[int, int], nth: int
 ) -> UInt8[ndarray, "T h w 3"]:
     """The picture that is nearest to each time. As LeRobot's `decode_video_frames_pyav`, of which a third of the time went
     into turning pictures to channels first, and back again here."""
     video = container.streams.video[0]
     assert video.time_base is not None
     container.seek(round(times.min() / video.time_base) - 1, stream=video)  # the key picture before the first
-    pictures, apart = np.empty((len(times), *size, 3), np.uint8), np.full(len(times), tolerance)
+    h, w = (-(-pixels // nth) for pixels in size)
+    pictures, apart = np.empty((len(times), h, w, 3), np.uint8), np.full(len(times), tolerance)
     for frame in container.decode(video):
         if frame.pts is None:
             continue
         at = float(frame.pts * video.time_base)
         nearer = np.abs(times - at) < apart
         if nearer.any():
-            pictures[nearer], apart[nearer] = frame.to_ndarray(format="rgb24"), np.abs(times - at)[nearer]
+            shown = (
+                frame if nth == 1 else frame.reformat(width=w, height=h, interpolation="POINT")
+            )  # slicing takes longer
+            pictures[nearer], apart[nearer] = shown.to_ndarray(format="rgb24"), np.abs(times - at)[nearer]
         if at >= times.max():
             break
     if (missing := apart == tolerance).any():

@@ -77,8 +77,8 @@ class ForeignExperience:
             )
         return self._frames
 
-    def pictures(self, index: int, every: int = 1) -> dict[str, UInt8[ndarray, "T h w 3"]]:
-        return {camera: self.dataset.pictures(index, key, every) for camera, key in self._key_of.items()}
+    def pictures(self, index: int, every: int = 1, enough: int | None = None) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+        return {camera: self.dataset.pictures(index, key, every, enough) for camera, key in self._key_of.items()}
 
     def episode_digest(self, index: int) -> str:
         """From names, sizes and times of the files that it lies in: to read all of them at every start would take long."""

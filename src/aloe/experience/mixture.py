@@ -162,9 +162,9 @@ class Mixture:
             tasks=tasks,
         )
 
-    def pictures(self, index: int, every: int = 1) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+    def pictures(self, index: int, every: int = 1, enough: int | None = None) -> dict[str, UInt8[ndarray, "T h w 3"]]:
         part, mine = self._locate(index)
-        return part.pictures(mine, every)
+        return part.pictures(mine, every, enough)
 
     def episode_digest(self, index: int) -> str:
         part, mine = self._locate(index)

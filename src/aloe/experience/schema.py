@@ -156,13 +156,21 @@ class Experience(Protocol):
         """Every step, episode after episode."""
         ...
 
-    def pictures(self, index: int, every: int = 1) -> dict[str, UInt8[ndarray, "T h w 3"]]:
-        """The pictures of one episode, or of every n-th step of it, decoded anew at each call (see `cache.FrameCache`)."""
+    def pictures(self, index: int, every: int = 1, enough: int | None = None) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+        """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`).
+
+        every: of every n-th step. enough: pixels of the longer side; of larger pictures every n-th row and column comes.
+        """
         ...
 
     def episode_digest(self, index: int) -> str:
         """Changes when the pictures of the episode do."""
         ...
+
+
+def coarseness(size: tuple[int, int], enough: int | None) -> int:
+    """Every how many-th row and column of a picture is enough, where so many pixels of the longer side are."""
+    return 1 if enough is None else max(1, max(size) // enough)
 
 
 def features(

@@ -56,6 +56,7 @@ from aloe.experience.schema import (
     Frames,
     cameras_of,
     check_episode,
+    coarseness,
     features,
     no_steps,
     parse,
@@ -315,34 +316,37 @@ class ExperienceStore:
             raise self._unreadable(index, path, "is not what was recorded (its columns differ)")
         return parts
 
-    def pictures(self, index: int, every: int = 1) -> dict[str, UInt8[ndarray, "T h w 3"]]:
-        """The pictures of one episode, or of every n-th step of it, decoded anew at each call (see `cache.FrameCache`)."""
+    def pictures(self, index: int, every: int = 1, enough: int | None = None) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+        """The pictures of one episode, decoded anew at each call (see `cache.FrameCache`).
+
+        every: of every n-th step. enough: pixels of the longer side; of larger pictures every n-th row and column comes.
+        """
         row, pictures = self._episodes[index], {}
         steps = range(0, row["length"], every)
         for camera, size in self.cameras.items():
-            key = IMAGES + camera
+            key, nth = IMAGES + camera, coarseness(size, enough)
             path = place(self._info.data_path, row, "data")
             if key in self._video_keys:
                 path = place(self._info.video_path, row, f"videos/{key}", video_key=key)
             with self._reading(index, path):
                 is_video = key in self._video_keys
-                shown = (self._decode if is_video else self._unpack)(index, path, key, steps)
-            if shown.shape != (len(steps), *size, 3):
+                shown = (self._decode if is_video else self._unpack)(index, path, key, steps, nth)
+            if shown.shape != (len(steps), *(-(-pixels // nth) for pixels in size), 3):
                 raise self._unreadable(index, path, f"has pictures of shape {shown.shape}, not {(*size, 3)}")
             pictures[camera] = shown
         return pictures
 
-    def _unpack(self, index: int, path: str, key: str, steps: range) -> UInt8[ndarray, "T h w 3"]:
+    def _unpack(self, index: int, path: str, key: str, steps: range, nth: int) -> UInt8[ndarray, "T h w 3"]:
         only = [("episode_index", "=", index)]
         table = read_table(self._intact(index, path), columns=[key, "episode_index"], filters=only)
         cells = self._steps(index, table)[key].combine_chunks().field("bytes")
-        return np.stack([np.asarray(Image.open(io.BytesIO(cells[t].as_py()))) for t in steps])
+        return np.stack([np.asarray(Image.open(io.BytesIO(cells[t].as_py())))[::nth, ::nth] for t in steps])
 
-    def _decode(self, index: int, path: str, key: str, steps: range) -> UInt8[ndarray, "T h w 3"]:
+    def _decode(self, index: int, path: str, key: str, steps: range, nth: int) -> UInt8[ndarray, "T h w 3"]:
         file, start = self._intact(index, path), self._episodes[index][f"videos/{key}/from_timestamp"]
         size = self.cameras[key.removeprefix(IMAGES)]
         # PyAV decodes front to back, and LeRobot keeps no decoder of it open on a file that may change.
-        return decode_video(file, [start + t / self.fps for t in steps], self.fps, size)
+        return decode_video(file, [start + t / self.fps for t in steps], self.fps, size, nth)
 
     def episode_digest(self, index: int) -> str:
         """SHA-256 of the files that the episode lies in and its place there. Taken once for an open store, from the

@@ -60,8 +60,8 @@ class View:
         mine["episode"] = np.searchsorted(self._episodes, mine["episode"])
         return Frames(**mine, tasks=frames.tasks)
 
-    def pictures(self, index: int, every: int = 1) -> dict[str, UInt8[ndarray, "T h w 3"]]:
-        pictures = self._whole.pictures(self._episodes[index], every)
+    def pictures(self, index: int, every: int = 1, enough: int | None = None) -> dict[str, UInt8[ndarray, "T h w 3"]]:
+        pictures = self._whole.pictures(self._episodes[index], every, enough)
         return {here: pictures[there] for here, there in self._name.items()}
 
     def episode_digest(self, index: int) -> str:

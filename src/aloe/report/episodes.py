@@ -44,8 +44,8 @@ class Trace:
     lines: Mapping[str, Shaped[ndarray, "T"]]
     """What there is of `LINES`. The spread is the standard deviation over the critics' values of the executed chunk."""
     fps: int
-    pictures: Callable[[int], Pictures] | None
-    """Decodes those of every n-th step; None where there are none."""
+    pictures: Callable[[int, int], Pictures] | None
+    """Decodes those of every n-th step, no larger than needed (see `Experience.pictures`); None where there are none."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -178,7 +178,7 @@ def _rows(experience: Experience) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in pairwise(ends))
 
 
-def _pictures(experience: Experience, episode: int) -> Callable[[int], Pictures] | None:
+def _pictures(experience: Experience, episode: int) -> Callable[[int, int], Pictures] | None:
     return partial(experience.pictures, episode) if experience.cameras else None
 
 

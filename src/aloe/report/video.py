@@ -42,15 +42,17 @@ class Film:
 
 
 def film(
-    decode: Callable[[int], Mapping[str, UInt8[ndarray, "N h w 3"]]], steps: int, fps: int, most_bytes: int
+    decode: Callable[[int, int], Mapping[str, UInt8[ndarray, "N h w 3"]]], steps: int, fps: int, most_bytes: int
 ) -> Film:
-    """decode: gives the pictures of every n-th step. most_bytes: the video is made worse until it is about as small.
+    """most_bytes: the video is made worse until it is about as small.
+
+    decode: given n and so many pixels of the longer side that are enough, the pictures of every n-th step.
 
     Raises:
         OSError: it could not be encoded.
     """
     every = max(math.ceil(steps / LONGEST), math.ceil(fps / FASTEST))
-    pictures, shown = decode(every), math.ceil(steps / every)
+    pictures, shown = decode(every, WIDEST), math.ceil(steps / every)
     sizes = {camera: _scaled(*images.shape[1:3]) for camera, images in pictures.items()}
     places, whole = _arranged(sizes)
     rate = Fraction(fps, every)
@@ -58,10 +60,13 @@ def film(
     logging.getLogger("libav").setLevel(logging.WARNING)
     with av.open(file, "w", format="mp4") as container:
         bits = int(8 * most_bytes * rate / shown * 0.9)  # the rest is the container's
-        options = {"preset": "veryfast", "profile": "baseline", "crf": "23", "g": str(GROUP), "bf": "0"}
-        options |= {"maxrate": str(bits), "bufsize": str(bits), "x264-params": "log-level=none"}
+        options = {"preset": "superfast", "profile": "baseline", "crf": "23", "g": str(GROUP), "bf": "0"}
+        # Without a look ahead the video of noise became larger than allowed.
+        ahead = f"rc-lookahead={GROUP}:mbtree=1:log-level=none"
+        options |= {"maxrate": str(bits), "bufsize": str(bits), "x264-params": ahead}
         stream = container.add_stream("libx264", rate, options=options)
         assert isinstance(stream, VideoStream)
+        stream.codec_context.thread_count = 1  # episodes are encoded beside each other
         stream.pix_fmt, (stream.height, stream.width) = "yuv420p", whole
         canvas = np.zeros((*whole, 3), np.uint8)
         for index in range(shown):
@@ -94,9 +99,8 @@ def _arranged(sizes: Mapping[str, tuple[int, int]]) -> tuple[list[tuple[str, int
 
 
 def _resized(picture: UInt8[ndarray, "h w 3"], h: int, w: int) -> UInt8[ndarray, "H W 3"]:
-    factor = picture.shape[0] // h
-    if picture.shape == (factor * h, factor * w, 3):  # every second pixel, say: cheaper than smoothing
-        return picture[::factor, ::factor]
+    if picture.shape == (h, w, 3):
+        return picture
     how = "POINT" if h > picture.shape[0] else "FAST_BILINEAR"
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
     return frame.reformat(width=w, height=h, interpolation=how).to_ndarray()
