@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("SVT_LOG", "1")  # the video encoder tells its settings for every episode otherwise
 
 import numpy as np
 import tyro

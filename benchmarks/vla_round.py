@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("SVT_LOG", "1")  # the video encoder tells its settings for every episode otherwise
 
 import numpy as np
 import torch

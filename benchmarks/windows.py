@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("SVT_LOG", "1")  # the video encoder tells its settings for every episode otherwise
 
 import numpy as np
 import torch
