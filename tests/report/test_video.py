@@ -57,14 +57,21 @@ def test_large_pictures_are_made_smaller_and_noise_stays_below_the_limit() -> No
     assert len(shown.mp4) < 1.2 * 200_000
 
 
-def test_a_long_episode_shows_every_second_step() -> None:
+def test_a_long_episode_shows_every_fourth_step() -> None:
     brightness = np.linspace(0, 250, 1201).astype(np.uint8)
     pictures = np.broadcast_to(brightness[:, None, None, None], (1201, 16, 16, 3))
     shown = film(decoding({"top": pictures}), 1201, fps=30, most_bytes=500_000)
-    assert shown.every == 3  # 1201 / 600, rounded up
+    assert shown.every == 4  # 1201 / 600, rounded up to an even number
     frames = frames_of(shown.mp4)
-    assert len(frames) == 401
-    assert frames[200].mean() == pytest.approx(float(brightness[600]), abs=4)
+    assert len(frames) == 301
+    assert frames[200].mean() == pytest.approx(float(brightness[800]), abs=4)
+
+
+def test_no_more_pictures_than_wanted_are_shown() -> None:
+    pictures = {"top": np.zeros((300, 16, 16, 3), np.uint8)}
+    shown = film(decoding(pictures), 300, fps=30, most_bytes=500_000, most_pictures=90)
+    assert shown.every == 4  # 300 / 90, rounded up; for 30 pictures a second 2 would have done
+    assert len(frames_of(shown.mp4)) == 75
 
 
 def test_four_cameras_take_two_rows() -> None:

@@ -11,23 +11,22 @@ import io
 import json
 import re
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-import av
 import numpy as np
 import pyarrow as pa
-from av.container import InputContainer
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 from lerobot.datasets.utils import DEFAULT_TASKS_PATH, INFO_PATH
 from numpy import ndarray
 from PIL import Image
 
 from aloe.experience.parquet import read_table
 from aloe.experience.schema import coarseness
+from aloe.experience.videos import decode_video
 
 _MAX_INFO_BYTES: Final = 64 * 2**20
 _MAX_PIXELS: Final = 2**26
@@ -364,54 +363,3 @@ def _picture(blob: bytes, size: tuple[int, int], where: str) -> UInt8[ndarray, "
             return np.asarray(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{where}: not a picture: {error}") from error
-
-
-def decode_video(
-    path: Path, times: Sequence[float], fps: int, size: tuple[int, int], nth: int = 1
-) -> UInt8[ndarray, "T h w 3"]:
-    """Every n-th row and column of an episode's pictures out of an mp4. Anything but an mp4 (a play list, say, which names
-    other files) is refused."""
-    with _readable(path), path.open("rb") as file:
-        is_mp4 = file.read(8)[4:] == b"ftyp"
-    if not is_mp4:
-        raise ValueError(f"{path} is no mp4")
-    try:
-        with av.open(str(path), format="mp4") as container:
-            video = container.streams.video[0]
-            if video.codec_context is None:
-                raise ValueError("of an unknown codec")
-            found = (video.codec_context.height, video.codec_context.width)
-            if found != size:
-                raise ValueError(f"it has {found} pixels, {size} are declared")
-            pictures = _at(container, np.array(times), 0.5 / fps, size, nth)
-    except (av.FFmpegError, ValueError, IndexError, OSError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"{path} cannot be decoded: {reason}") from error
-    return pictures
-
-
-def _at(
-    container: InputContainer, times: Float64[ndarray, "T"], tolerance: float, size: tuple[int, int], nth: int
-) -> UInt8[ndarray, "T h w 3"]:
-    """The picture that is nearest to each time. As LeRobot's `decode_video_frames_pyav`, of which a third of the time went
-    into turning pictures to channels first, and back again here."""
-    video = container.streams.video[0]
-    assert video.time_base is not None
-    container.seek(round(times.min() / video.time_base) - 1, stream=video)  # the key picture before the first
-    h, w = (-(-pixels // nth) for pixels in size)
-    pictures, apart = np.empty((len(times), h, w, 3), np.uint8), np.full(len(times), tolerance)
-    for frame in container.decode(video):
-        if frame.pts is None:
-            continue
-        at = float(frame.pts * video.time_base)
-        nearer = np.abs(times - at) < apart
-        if nearer.any():
-            shown = (
-                frame if nth == 1 else frame.reformat(width=w, height=h, interpolation="POINT")
-            )  # slicing takes longer
-            pictures[nearer], apart[nearer] = shown.to_ndarray(format="rgb24"), np.abs(times - at)[nearer]
-        if at >= times.max():
-            break
-    if (missing := apart == tolerance).any():
-        raise ValueError(f"there is no picture at {times[missing][0]:.3f} s, nor within {tolerance:.3f} s of it")
-    return pictures

@@ -40,7 +40,6 @@ from aloe.experience.commit import (
     sync,
     sync_folders,
 )
-from aloe.experience.foreign import decode_video  # which an mp4 without a codec does not crash
 from aloe.experience.header import UNREADABLE, existing, inode, read_info, read_tasks, readable
 from aloe.experience.index import Row, check_references, place, read_rows, steps_of
 from aloe.experience.labels import apply_labels, read_labels
@@ -61,6 +60,7 @@ from aloe.experience.schema import (
     no_steps,
     parse,
 )
+from aloe.experience.videos import decode_video  # which an mp4 without a codec does not crash
 from aloe.types import Episode
 
 

@@ -29,6 +29,9 @@ SCRIPTS: Final = ("dom.js", "charts.js", "health.js", "player.js", "timeline.js"
 """ES modules, each before those that import it."""
 VIDEO_BYTES: Final = 14_000_000
 """Of all videos together; base64 makes a third more of them."""
+PICTURES: Final = 3000
+FEWEST: Final = 100
+"""Pictures of all videos together, and of one where the episodes are many: they take the time that a page takes."""
 
 
 AT_ONCE: Final = 2
@@ -57,9 +60,9 @@ def make_page(runs: Sequence[RunSoFar], episodes: int) -> Page:
         if missing is not None:
             note = f"The episodes are shown without pictures and outcomes, because the experience cannot be read: {missing}"
             said.append(f"without pictures: {missing}")
-        most = VIDEO_BYTES // max(len(chosen), 1)
+        limits = VIDEO_BYTES // max(len(chosen), 1), max(PICTURES // max(len(chosen), 1), FEWEST)
         with ThreadPoolExecutor(AT_ONCE) as pool:  # the codecs let go of Python's lock
-            films = list(pool.map(lambda trace: _film(trace, most), chosen))
+            films = list(pool.map(lambda trace: _film(trace, *limits), chosen))
         shown = [_episode(trace, one) for trace, one in zip(chosen, films, strict=True)]
         if not any(films) and missing is None and chosen:
             note = "This run has no pictures: it is about states alone. The cursor moves in real time instead."
@@ -163,8 +166,10 @@ def _facts(run: RunSoFar) -> list[tuple[str, str]]:
     ]
 
 
-def _film(trace: Trace, most_bytes: int) -> Film | None:
-    return None if trace.pictures is None else film(trace.pictures, len(trace), trace.fps, most_bytes)
+def _film(trace: Trace, most_bytes: int, most_pictures: int) -> Film | None:
+    if trace.pictures is None:
+        return None
+    return film(trace.pictures, len(trace), trace.fps, most_bytes, most_pictures)
 
 
 def _episode(trace: Trace, shown: Film | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ SMALLEST: Final = 160
 ABREAST: Final = 3
 """Cameras in a row."""
 LONGEST: Final = 600
-"""Pictures of a video at most; of a longer episode every second one is shown, or every third, and so on."""
+"""Pictures of a video at most; of a longer episode every second one is shown, or every fourth, and so on."""
 FASTEST: Final = 20
 """Pictures a second at most, likewise."""
 GROUP: Final = 12
@@ -42,16 +42,24 @@ class Film:
 
 
 def film(
-    decode: Callable[[int, int], Mapping[str, UInt8[ndarray, "N h w 3"]]], steps: int, fps: int, most_bytes: int
+    decode: Callable[[int, int], Mapping[str, UInt8[ndarray, "N h w 3"]]],
+    steps: int,
+    fps: int,
+    most_bytes: int,
+    most_pictures: int = LONGEST,
 ) -> Film:
-    """most_bytes: the video is made worse until it is about as small.
+    """One episode as a video.
 
+    most_bytes: it is made worse until it is about as small. most_pictures: it shows so few of the steps.
     decode: given n and so many pixels of the longer side that are enough, the pictures of every n-th step.
 
     Raises:
         OSError: it could not be encoded.
     """
-    every = max(math.ceil(steps / LONGEST), math.ceil(fps / FASTEST))
+    every = max(math.ceil(steps / min(most_pictures, LONGEST)), math.ceil(fps / FASTEST))
+    every += (
+        every % 2 if every > 1 else 0
+    )  # LeRobot's videos have a key picture at every second step: half the decoding
     pictures, shown = decode(every, WIDEST), math.ceil(steps / every)
     sizes = {camera: _scaled(*images.shape[1:3]) for camera, images in pictures.items()}
     places, whole = _arranged(sizes)
