@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -177,14 +178,25 @@ def test_help_names_the_options_and_what_the_command_is_for(name, capsys):
     said = capsys.readouterr().out
     assert ended.value.code == 0
     assert [option for option in HELP[name] if option not in said] == []
-    purpose = (cli.COMMANDS | {"run": cli.Run})[name].__doc__.split(".")[0].split(":")[0]
+    purpose = cli.COMMANDS[name][1].split(".")[0].split(":")[0]
     assert purpose in " ".join(said.split())
 
 
 def test_aloe_alone_lists_every_command(capsys):
     aloe()
     said = capsys.readouterr().out
-    assert [name for name in HELP if f"  {name} " not in said] == []
+    assert [name for name in cli.COMMANDS if f"  {name} " not in said] == []
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_what_the_list_says_of_a_command_is_what_its_own_help_says(name):
+    assert " ".join(cli.find_command(name).__doc__.split()).startswith(cli.COMMANDS[name][1])
+
+
+def test_the_list_of_commands_needs_no_pytorch():
+    found = "import sys, aloe.cli; aloe.cli.main(); print(sorted({'torch', 'lerobot', 'numpy'} & {*sys.modules}))"
+    said = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines()[-1] == "[]"
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,3 @@ class BenchmarkReport:
             raise ValueError(f"there are no results in {self.results}; play a suite first: aloe benchmark {SUITES[0]}")
         for path in write_report(suites, self.results, self.page):
             _say(f"wrote {path}")
-
-
-COMMANDS = {"benchmark": Benchmark, "benchmark-report": BenchmarkReport}

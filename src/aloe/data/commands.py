@@ -1,4 +1,4 @@
-"""The commands below `aloe data`. Another one is a dataclass here and an entry in `COMMANDS`."""
+"""The commands below `aloe data`. Another one is a dataclass here and an entry in `cli.COMMANDS`."""
 
 import shlex
 import sys
@@ -134,16 +134,6 @@ class Compact:
             return
         _say(f"{self.root}: {done.before} files became {done.after}")
         _say(f"the version before is in {done.aside}; when you need it no more: rm -r {shlex.quote(str(done.aside))}")
-
-
-COMMANDS = {
-    "import": Import,
-    "info": Info,
-    "label": LabelEpisode,
-    "show": Show,
-    "verify": Verify,
-    "compact": Compact,
-}
 
 
 def _say(line: str) -> None:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from aloe.rollout.collect import decision_noise
 from aloe.rollout.human import HumanConfig
-from aloe.rollout.wire import Message, receive, send, unpack
+from aloe.rollout.wire import Message, WorkerError, receive, send, unpack
 from aloe.types import NO_POLICY, Episode
 from aloe.worlds.metaworld import MetaWorldConfig
 
@@ -82,10 +82,6 @@ class EpisodeRequest:
     """Seed of the world's reset and of everything else that is chance in this episode."""
     task: int = 0
     """Which of the world's `tasks` to play, by its place there."""
-
-
-class WorkerError(RuntimeError):
-    """A worker process failed; the message carries its own account of it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,10 @@ from aloe.types import Episode
 _IMAGES: Final = "images."
 
 
+class WorkerError(RuntimeError):
+    """A worker process failed; the message carries its own account of it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """One message, in either direction."""
