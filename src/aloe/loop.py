@@ -322,6 +322,9 @@ class Circle:
                 "throughput": report.throughput,
             }
             logged = {k: v for k, v in result.items() if v is not None}
+            if len(report.by_task) > 1:
+                result["by_task"] = report.by_task
+                logged |= {f"success/{task}": won / played for task, (won, played) in report.by_task.items()}
             self.run.logger(version, stage)(0, logged)
 
     def _recorded(self, version: int) -> int:

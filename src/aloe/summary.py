@@ -41,6 +41,7 @@ def summary(run: RunFolder, config: RunConfig, frames: Frames, last: int) -> dic
                     k: measured.get(k)
                     for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
                 },
+                **({"by_task": measured["by_task"]} if "by_task" in measured else {}),  # of several tasks
                 **({"trust": trust["numbers"], "warnings": trust["warnings"]} if (trust := done["trust"]) else {}),
                 "seconds": {name: content["seconds"] for name, content in done.items() if content},
             }

@@ -36,6 +36,7 @@ def rows(more: tuple[str, ...] = ("disturbance",)) -> list[dict]:
                             "evaluation_episodes": 100,
                             "steps_to_success": 25.0,
                             "throughput": 10.0 * successes,
+                            "by_task": None,
                             "collecting_seconds": 600.0,
                             "training_seconds": 900.0,
                             "evaluation_seconds": 300.0,
@@ -67,6 +68,19 @@ def test_the_section_has_the_figures_that_follow_from_the_rows():
     assert "Commit 1234567; 2 cores." in section
     assert "| `aloe` | 1 | 1 | plain | 40 | 200 | 3 | 70 of 100 | 25 | 700 |" in section
     assert "| `aloe` | 1 | 1 | disturbance | 40 | 200 | 3 | 20 of 100 | 25 | 700 |" in section
+
+
+def test_where_one_policy_has_several_tasks_success_in_each_is_shown():
+    told = rows(())
+    for row in told:
+        lifted = row["successes"] // 2  # the others pushed; each task has half of the 100 episodes
+        row["by_task"] = json.dumps({"push": [row["successes"] - lifted, 50], "lift": [lifted, 50]})
+    section = suite_section(pd.DataFrame(told).astype(COLUMNS), "x.png")
+    assert "| method | seeds | lift | push |" in section
+    assert "| the clone | 2 | 30 | 30 |" in section  # 15 of 50 in each, on both seeds
+    assert "| `aloe` | 2 | 80 | 80 |" in section  # 45 and 35 of 50
+    assert "| `sft` | 2 | 50 | 50 |" in section
+    assert "lift" not in suite_section(table(), "x.png")
 
 
 def test_hours_count_a_common_start_once_a_seed():

@@ -27,6 +27,7 @@ def row(method: str = "aloe", seed: int = 0, index: int = 0, **values: Any) -> d
         "evaluation_episodes": 10,
         "steps_to_success": 20.0,
         "throughput": 900.0,
+        "by_task": None,
         "collecting_seconds": 1.0,
         "training_seconds": 2.0,
         "evaluation_seconds": 4.0,

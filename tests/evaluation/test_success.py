@@ -5,7 +5,7 @@ from aloe.evaluation.success import SuccessReport, wilson_interval
 from aloe.types import Episode, Source
 
 
-def an_episode(steps: int, *, success: bool, human_from: int | None = None) -> Episode:
+def an_episode(steps: int, *, success: bool, human_from: int | None = None, task: str = "reach the goal") -> Episode:
     last = np.arange(steps) == steps - 1
     source = np.full(steps, Source.POLICY, np.int64)
     cut = np.zeros(steps, bool)
@@ -13,7 +13,7 @@ def an_episode(steps: int, *, success: bool, human_from: int | None = None) -> E
         source[human_from:] = Source.HUMAN
         cut[human_from - 1] = True
     return Episode(
-        task="reach the goal",
+        task=task,
         seed=0,
         images={},
         state=np.zeros((steps, 4), np.float32),
@@ -65,6 +65,18 @@ def test_what_a_human_had_to_finish_is_no_success_of_the_policy():
     assert report.throughput == 0.0
     assert report.steps_to_success is None
     assert report.mean_steps == 10.0
+
+
+def test_successes_are_counted_in_each_task():
+    episodes = [
+        an_episode(10, success=True, task="push"),
+        an_episode(10, success=False, task="push"),
+        an_episode(10, success=True, human_from=6, task="push"),  # the human's
+        an_episode(10, success=True, task="lift"),
+    ]
+    report = SuccessReport.from_episodes(episodes, fps=20)
+    assert report.by_task == {"lift": (1, 1), "push": (1, 3)}
+    assert report.successes == 2
 
 
 def test_report_of_no_episodes_is_refused():

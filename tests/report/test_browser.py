@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
+from rich.console import Console
 
 from aloe.config import PRESETS
 from aloe.experience.store import ExperienceStore
 from aloe.loop import run_circle
 from aloe.report.folder import RunSoFar
 from aloe.report.page import write_page
+from aloe.report.text import task_table
+from aloe.stages import DemosConfig
 from aloe.types import Source
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -237,12 +240,24 @@ def test_several_runs_are_compared(finished: Path, copy_of, show) -> None:
     assert opened.complaints == []
 
 
-def test_a_run_without_critics_and_without_pictures_has_who_acted_and_a_clock(tmp_path: Path, show) -> None:
+def test_a_run_of_two_tasks_without_critics_and_pictures_has_success_by_task_who_acted_and_a_clock(
+    tmp_path: Path, show, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny = PRESETS["tiny"]
-    config = replace(tiny, rounds=1, method="dagger", world=replace(tiny.world, observations="state"))
+    world = replace(tiny.world, observations="state", also=("pick-place-v3",), max_steps=40)
+    config = replace(tiny, rounds=1, method="dagger", demos=DemosConfig(episodes=1), world=world)
     run = run_circle(config, tmp_path / "run", say=lambda _: None)
     opened = show(run.root)
     page = opened.page
+    # Three episodes, the tasks in turn: two of the first, one of the second.
+    shown = page.locator("#tasks tr").all_inner_texts()
+    assert shown[0] == "round\tpick up the puck and place it at the goal\treach the goal"
+    measured = [row["by_task"] for row in json.loads((run.root / "summary.json").read_text())["rounds"]]
+    for line, index, (place, reach) in zip(shown[1:], range(2), map(dict.values, measured), strict=True):
+        assert (place[1], reach[1]) == (1, 2)
+        assert line == f"{index}\t{place[0]} of 1\t{reach[0]} of 2"
+    Console().print(task_table(RunSoFar.read(run.root)))
+    assert f"{measured[1]['reach the goal'][0]} of 2" in capsys.readouterr().out
     assert page.locator("#health").is_hidden()
     assert page.locator("video").count() == 0
     assert "This run has no pictures" in (page.locator("#note").text_content() or "")

@@ -84,6 +84,10 @@ def test_tasks_take_turns_and_attention_is_spent_the_same_however_often_collecti
 def test_success_is_measured_on_all_tasks_in_turn(pool, bundle):
     report = stages.measure(pool, PolicyPlayer(bundle=bundle), episodes=4, execute=4, version=0, seed=0)
     assert report.episodes == 4
+    assert {task: played for task, (_, played) in report.by_task.items()} == {
+        "close the faucet": 2,
+        "open the faucet": 2,
+    }
 
 
 def test_store_of_other_observations_is_refused(demos):

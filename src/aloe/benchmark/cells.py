@@ -195,6 +195,7 @@ def _success(run: RunFolder, index: int, stage: str, episodes: int) -> dict[str,
         "evaluation_episodes": episodes,
         "steps_to_success": report["steps_to_success"],
         "throughput": report["throughput"],
+        "by_task": json.dumps(report["by_task"]) if "by_task" in report else None,
     }
 
 

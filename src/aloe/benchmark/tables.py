@@ -1,5 +1,6 @@
 """The tables of a suite as Markdown, from its rows alone."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,6 +58,11 @@ def suite_section(rows: pd.DataFrame, picture: str | None, critics: Sequence[str
         "with the best of its chunks by the critics executed, where the method's success is that of the policy alone.",
         markdown_table(_HEAD, [_method_row(rows, method, last) for method in methods_of(rows)]),
     ]
+    if len(rows["by_task"].dropna()):
+        parts += [
+            "Success in each task, in percent, mean over seeds; *the clone* is the policy that all start from.",
+            _by_task(rows, last),
+        ]
     if REFERENCE in set(rows["method"]) and len(methods_of(rows)) > 1:
         parts += [
             f"`{REFERENCE}` against each: mean difference in percentage points over the seeds that both have, each pair "
@@ -96,6 +102,21 @@ def _method_row(rows: pd.DataFrame, method: str, last: int) -> list[str]:
         *(f"{at_last[name].mean():.0f}" for name in ("throughput", "episodes", "human_steps")),
         *(_measured(rows, method, last, name) for name in (CHOICE, "disturbance", "unseen")),
     ]
+
+
+def _by_task(rows: pd.DataFrame, last: int) -> str:
+    """A line for the clone and one for every method at its last round, a column a task."""
+    told = rows.loc[(rows["measurement"] == PLAIN) & rows["by_task"].notna()]
+    firsts = told.loc[told["round"] == 0].drop_duplicates("seed")
+    lasts = told.loc[told["round"] == last]
+    groups = {"the clone": firsts} | {f"`{name}`": lasts.loc[lasts["method"] == name] for name in methods_of(lasts)}
+    tasks = sorted(json.loads(told["by_task"].iloc[0]))
+    lines = []
+    for name, mine in groups.items():
+        counts = np.array([[json.loads(text)[task] for task in tasks] for text in mine["by_task"]])
+        won, played = counts.sum(0).T
+        lines.append([name, str(len(mine)), *(f"{100 * w / p:.0f}" for w, p in zip(won, played, strict=True))])
+    return markdown_table(["method", "seeds", *tasks], lines)
 
 
 def _measured(rows: pd.DataFrame, method: str, last: int, measurement: str) -> str:

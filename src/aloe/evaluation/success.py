@@ -1,6 +1,7 @@
 """How often a policy succeeds, and how fast, with an honest interval."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ class SuccessReport:
     """Environment steps of all episodes."""
     throughput: float
     """Successes an hour of simulated time (all episodes' steps; resets take none)."""
+    by_task: dict[str, tuple[int, int]]
+    """Instruction -> successes and episodes."""
 
     @classmethod
     def from_episodes(cls, episodes: Sequence[Episode], *, fps: int | float) -> "SuccessReport":
@@ -55,8 +58,9 @@ class SuccessReport:
             raise ValueError("no episodes to measure success on")
         if fps <= 0:
             raise ValueError(f"fps must be positive, not {fps}")
-        won = [episode.steps for episode in episodes if episode.succeeded and episode.human_steps == 0]
-        env_steps = sum(episode.steps for episode in episodes)
+        ours = [episode for episode in episodes if episode.succeeded and episode.human_steps == 0]
+        won, env_steps = [episode.steps for episode in ours], sum(episode.steps for episode in episodes)
+        of_task, won_of_task = (Counter(episode.task for episode in some) for some in (episodes, ours))
         low, high = wilson_interval(len(won), len(episodes))
         return cls(
             successes=len(won),
@@ -68,4 +72,5 @@ class SuccessReport:
             mean_steps=env_steps / len(episodes),
             env_steps=env_steps,
             throughput=len(won) * 3600 * fps / env_steps,
+            by_task={task: (won_of_task[task], of_task[task]) for task in sorted(of_task)},
         )

@@ -128,7 +128,7 @@ def _begun(folder: RunFolder, index: int) -> dict[str, Any] | None:
         "episodes": counted.get("episodes"),
         **dict.fromkeys(("env_steps", "human_steps", "takeovers")),
         **(counted.get("counts") or {}),
-        **{key: measured.get(key) for key in ("success", "success_low", "success_high", "steps_to_success")},
+        **{key: measured.get(key) for key in ("success", "success_low", "success_high", "steps_to_success", "by_task")},
         "seconds": {name: result["seconds"] for name, result in done.items()},
     }
 

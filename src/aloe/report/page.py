@@ -118,7 +118,7 @@ def _run(run: RunSoFar) -> dict[str, Any]:
     for row in run.rounds:
         elapsed += sum(row["seconds"].values())
         names = ("round", "episodes", "env_steps", "human_steps", "takeovers")
-        measured = ("success", "success_low", "success_high", "steps_to_success")
+        measured = ("success", "success_low", "success_high", "steps_to_success", "by_task")
         rounds.append(
             {name: row.get(name) for name in (*names, *measured)}
             | {"complete": row["round"] < run.complete, "seconds": sum(row["seconds"].values()), "elapsed": elapsed}

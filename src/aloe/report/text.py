@@ -40,6 +40,21 @@ def round_table(run: RunSoFar) -> Table:
     return table
 
 
+def task_table(run: RunSoFar) -> Table | None:
+    """Success in each task after every round. None where there is one task only."""
+    measured = {row["round"]: row["by_task"] for row in run.rounds if row.get("by_task")}
+    if not measured:
+        return None
+    table = Table(title=escape(f"success by task of {run.name}"))
+    table.add_column("round", justify="right")
+    tasks = next(iter(measured.values()))
+    for task in tasks:
+        table.add_column(escape(task), justify="right")
+    for index, by_task in measured.items():
+        table.add_row(str(index), *("{} of {}".format(*by_task[task]) for task in tasks))
+    return table
+
+
 def health_table(run: RunSoFar) -> Table | None:
     """The checks of every round's critic; what warns has an exclamation mark. None where no critic was judged."""
     judged = [health for health in critic_health(run) if health["checks"]]
@@ -59,5 +74,6 @@ def tables(run: RunSoFar) -> Iterator[Table | str]:
     if run.unfinished:
         yield run.unfinished
     yield round_table(run)
-    if (table := health_table(run)) is not None:
-        yield table
+    for table in (task_table(run), health_table(run)):
+        if table is not None:
+            yield table

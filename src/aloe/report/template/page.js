@@ -96,6 +96,17 @@ function showRounds(run) {
   ]));
 }
 
+/** Success in every task, where one policy has several. */
+function showTasks(run) {
+  const known = run.rounds.filter((row) => row.by_task);
+  byId('by-task').hidden = !known.length;
+  if (!known.length) return;
+  const names = Object.keys(known[0].by_task);
+  table(byId('tasks'), ['round', ...names], known.map((row) => [
+    row.round, ...names.map((name) => row.by_task[name].join(' of ')),
+  ]));
+}
+
 function showCompared() {
   byId('compared').hidden = false;
   byId('different').hidden = false;
@@ -148,6 +159,7 @@ showCurve();
 if (alone) {
   showSummary(runs[0]);
   showRounds(runs[0]);
+  showTasks(runs[0]);
   showHealth(runs[0], data.limits);
   showEpisodes();
 } else {
