@@ -190,7 +190,9 @@ def test_aloe_alone_lists_every_command(capsys):
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_what_the_list_says_of_a_command_is_what_its_own_help_says(name):
-    assert " ".join(cli.find_command(name).__doc__.split()).startswith(cli.COMMANDS[name][1])
+    purpose = cli.COMMANDS[name][1]
+    assert purpose.endswith((".", "?", "!"))
+    assert (" ".join(cli.find_command(name).__doc__.split()) + " ").startswith(purpose + " ")
 
 
 def test_the_list_of_commands_needs_no_pytorch():

@@ -84,7 +84,7 @@ def aloe_dies(arguments: list[str], event: str, pattern: str, spared: int) -> No
 
 def serve() -> None:
     """For every line of stdin forks a process that does `aloe_dies`, and prints its exit code."""
-    import aloe.commands  # noqa: F401 - once for all: starting Python twenty times would take longer than all the runs
+    from aloe import cli, commands  # noqa: F401 - once for all: starting Python twenty times would take longer than all the runs
 
     for line in sys.stdin:
         order = json.loads(line)

@@ -85,19 +85,28 @@ def main() -> None:
     if name not in COMMANDS:
         _print_commands(arguments)
         return
+    try:
+        _give(name, arguments[words:])
+    except KeyboardInterrupt:
+        print("aloe: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _give(name: str, arguments: list[str]) -> None:
+    # Before the `try`: a fault of the installation is no mistake of the user's, and keeps its traceback.
     from safetensors import SafetensorError
 
+    from aloe.options import parse
     from aloe.rollout.wire import WorkerError
 
+    command = find_command(name)
     try:
-        if name == "run":
+        if name == "run":  # its defaults are a preset's
             from aloe.commands import run_command
 
-            run_command(arguments[1:])
+            run_command(arguments)
         else:
-            from aloe.options import parse
-
-            parse(find_command(name), name, arguments[words:]).main()
+            parse(command, name, arguments).main()
     except WorkerError as error:  # with the worker's own account, which takes several lines
         print(f"aloe: {error}", file=sys.stderr)
         sys.exit(2)
@@ -107,9 +116,6 @@ def main() -> None:
             message += "; free some space and give the same command again: it goes on from here"
         print(f"aloe: {message}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("aloe: stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
 
 
 def find_command(name: str) -> Any:

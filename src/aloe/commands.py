@@ -326,7 +326,7 @@ class Eval:
             f"success {report.success:.1%} (95 % interval {report.low:.1%} to {report.high:.1%}), "
             f"{report.successes} of {report.episodes} episodes"
         )
-        for task, (won, played) in report.by_task.items() if len(report.by_task) > 1 else ():
+        for task, (won, played) in report.by_task.items():
             console.print(f"{won} of {played}: {task}", markup=False)
         if report.steps_to_success is not None:
             console.print(f"{report.steps_to_success:.1f} steps to success")

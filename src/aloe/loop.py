@@ -322,7 +322,7 @@ class Circle:
                 "throughput": report.throughput,
             }
             logged = {k: v for k, v in result.items() if v is not None}
-            if len(report.by_task) > 1:
+            if report.by_task:
                 result["by_task"] = report.by_task
                 logged |= {f"success/{task}": won / played for task, (won, played) in report.by_task.items()}
             self.run.logger(version, stage)(0, logged)

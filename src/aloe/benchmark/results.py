@@ -31,7 +31,7 @@ COLUMNS: Final[dict[str, str]] = {
     "evaluation_episodes": "int64",
     "steps_to_success": "float64",  # NaN where nothing succeeded
     "throughput": "float64",  # successes an hour of simulated time
-    "by_task": "string",  # JSON: instruction -> successes and episodes; missing where there is one task
+    "by_task": "string",  # JSON: instruction -> successes and episodes; missing where there is one task, and in older rows
     "collecting_seconds": "float64",  # of this round, as the three below; where resumed, of the last attempt
     "training_seconds": "float64",
     "evaluation_seconds": "float64",

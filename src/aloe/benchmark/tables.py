@@ -58,10 +58,12 @@ def suite_section(rows: pd.DataFrame, picture: str | None, critics: Sequence[str
         "with the best of its chunks by the critics executed, where the method's success is that of the policy alone.",
         markdown_table(_HEAD, [_method_row(rows, method, last) for method in methods_of(rows)]),
     ]
-    if len(rows["by_task"].dropna()):
+    told = rows.loc[(rows["measurement"] == PLAIN) & rows["by_task"].notna()]
+    if len(told):
         parts += [
-            "Success in each task, in percent, mean over seeds; *the clone* is the policy that all start from.",
-            _by_task(rows, last),
+            "Success in each task, in percent, mean over the seeds of which it is known; *the clone* is the policy that "
+            "all start from.",
+            _by_task(told, last),
         ]
     if REFERENCE in set(rows["method"]) and len(methods_of(rows)) > 1:
         parts += [
@@ -104,15 +106,16 @@ def _method_row(rows: pd.DataFrame, method: str, last: int) -> list[str]:
     ]
 
 
-def _by_task(rows: pd.DataFrame, last: int) -> str:
+def _by_task(told: pd.DataFrame, last: int) -> str:
     """A line for the clone and one for every method at its last round, a column a task."""
-    told = rows.loc[(rows["measurement"] == PLAIN) & rows["by_task"].notna()]
     firsts = told.loc[told["round"] == 0].drop_duplicates("seed")
     lasts = told.loc[told["round"] == last]
     groups = {"the clone": firsts} | {f"`{name}`": lasts.loc[lasts["method"] == name] for name in methods_of(lasts)}
     tasks = sorted(json.loads(told["by_task"].iloc[0]))
     lines = []
     for name, mine in groups.items():
+        if mine.empty:
+            continue
         counts = np.array([[json.loads(text)[task] for task in tasks] for text in mine["by_task"]])
         won, played = counts.sum(0).T
         lines.append([name, str(len(mine)), *(f"{100 * w / p:.0f}" for w, p in zip(won, played, strict=True))])

@@ -49,7 +49,7 @@ class SuccessReport:
     throughput: float
     """Successes an hour of simulated time (all episodes' steps; resets take none)."""
     by_task: dict[str, tuple[int, int]]
-    """Instruction -> successes and episodes."""
+    """Instruction -> successes and episodes; empty where there is one task."""
 
     @classmethod
     def from_episodes(cls, episodes: Sequence[Episode], *, fps: int | float) -> "SuccessReport":
@@ -72,5 +72,5 @@ class SuccessReport:
             mean_steps=env_steps / len(episodes),
             env_steps=env_steps,
             throughput=len(won) * 3600 * fps / env_steps,
-            by_task={task: (won_of_task[task], of_task[task]) for task in sorted(of_task)},
+            by_task={task: (won_of_task[task], of_task[task]) for task in sorted(of_task) if len(of_task) > 1},
         )

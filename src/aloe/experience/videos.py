@@ -35,7 +35,7 @@ def decode_video(
             pictures = _at(container, np.array(times), 0.5 / fps, size, nth)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing; copy the dataset anew") from error
-    except (av.FFmpegError, ValueError, IndexError, OSError, RuntimeError) as error:
+    except (av.FFmpegError, ValueError, IndexError, OSError, OverflowError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"{path} cannot be decoded: {reason}") from error
     return pictures
@@ -45,26 +45,23 @@ def _at(
     container: InputContainer, times: Float64[ndarray, "T"], tolerance: float, size: tuple[int, int], nth: int
 ) -> UInt8[ndarray, "T h w 3"]:
     """The picture that is nearest to each time. As LeRobot's `decode_video_frames_pyav`, of which a third of the time went
-    into turning pictures to channels first, and back again here; and what no wanted picture builds on is not decoded."""
+    into turning pictures to channels first, and back again here."""
     video = container.streams.video[0]
     assert video.time_base is not None
     tick = float(video.time_base)
-    first, last = round(times.min() / tick) - 1, (times.max() + tolerance) / tick
-    container.seek(first, stream=video)  # the key picture before
-    groups = _groups(container, last)
-    if groups and (groups[0][0].pts or 0) > first + 1:  # a key picture of which some are shown before it
-        container.seek((groups[0][0].dts or 0) - 1, stream=video)
-        groups = _groups(container, last)
-    stamps = np.array([packet.pts for group in groups for packet in group if not packet.is_discard])
+    packets = _packets(container, round(times.min() / tick) - 1, (times.max() + tolerance) / tick)
+    stamps = np.array([packet.pts for packet in packets if not packet.is_discard])
     wanted: dict[int, list[int]] = {}
     for row, time in enumerate(times):
         apart = np.abs(stamps * tick - time)
         if not len(apart) or apart.min() >= tolerance:
             raise ValueError(f"there is no picture at {time:.3f} s, nor within {tolerance:.3f} s of it")
         wanted.setdefault(int(stamps[apart.argmin()]), []).append(row)
+    if video.codec_context.codec.canonical_name == "av1":  # key pictures of H.264 and H.265 do not always start anew
+        packets = _needed(packets, wanted)
     h, w = (-(-pixels // nth) for pixels in size)
     pictures = np.empty((len(times), h, w, 3), np.uint8)
-    for packet in (*_needed(groups, wanted), None):  # None: what the decoder still holds back
+    for packet in (*packets, None):  # None: what the decoder still holds back
         for frame in video.codec_context.decode(packet):
             if frame.pts in wanted:
                 # Slicing would take longer.
@@ -75,26 +72,30 @@ def _at(
     return pictures
 
 
-def _groups(container: InputContainer, last: float) -> list[list[av.Packet]]:
-    """What is stored up to a time stamp: a list for each key picture, with all that builds on it."""
+def _packets(container: InputContainer, first: int, last: float) -> list[av.Packet]:
+    """What is stored from the key picture before one time stamp up to another."""
+    video, packets, earlier = container.streams.video[0], [], first
+    while True:
+        container.seek(earlier, stream=video)
+        before, packets = packets, []
+        for packet in container.demux(video):
+            if packet.dts is None:  # the end
+                continue
+            if packet.dts > last:  # all that follow are shown later still
+                break
+            packets.append(packet)
+        began = packets[0] if packets else None
+        # Some pictures are stored after their group's key picture, and shown before it.
+        if began is None or (began.pts or 0) <= first + 1 or (before and before[0].dts == began.dts):
+            return packets
+        earlier = (began.dts or 0) - 1
+
+
+def _needed(packets: Sequence[av.Packet], wanted: Mapping[int, object]) -> list[av.Packet]:
+    """The groups, from one key picture to the next, that hold pictures of these time stamps."""
     groups: list[list[av.Packet]] = []
-    for packet in container.demux(video=0):
-        if packet.dts is None:  # the end
-            continue
-        if packet.dts > last:  # all that follow are shown later still
-            break
+    for packet in packets:
         if packet.is_keyframe or not groups:
             groups.append([])
         groups[-1].append(packet)
-    return groups
-
-
-def _needed(groups: Sequence[Sequence[av.Packet]], wanted: Mapping[int, object]) -> list[av.Packet]:
-    """What has to be decoded for the pictures of these time stamps."""
-    needed = set[int]()
-    for i, group in enumerate(groups):
-        if any(packet.pts in wanted for packet in group):
-            needed.add(i)
-            if min(packet.pts or 0 for packet in group) < (group[0].pts or 0):
-                needed.add(i - 1)  # what is shown before its key picture builds on the group before, too
-    return [packet for i in sorted(needed) if i >= 0 for packet in groups[i]]
+    return [packet for group in groups if any(packet.pts in wanted for packet in group) for packet in group]

@@ -30,8 +30,10 @@ SCRIPTS: Final = ("dom.js", "charts.js", "health.js", "player.js", "timeline.js"
 VIDEO_BYTES: Final = 14_000_000
 """Of all videos together; base64 makes a third more of them."""
 PICTURES: Final = 3000
+"""Of all videos together, about: most of the time that a page takes goes into them."""
+LONGEST: Final = 600
 FEWEST: Final = 100
-"""Pictures of all videos together, and of one where the episodes are many: they take the time that a page takes."""
+"""Pictures of one video at most, and where the episodes are many. (Even steps are shown, so it may be half of that.)"""
 
 
 AT_ONCE: Final = 2
@@ -60,7 +62,8 @@ def make_page(runs: Sequence[RunSoFar], episodes: int) -> Page:
         if missing is not None:
             note = f"The episodes are shown without pictures and outcomes, because the experience cannot be read: {missing}"
             said.append(f"without pictures: {missing}")
-        limits = VIDEO_BYTES // max(len(chosen), 1), max(PICTURES // max(len(chosen), 1), FEWEST)
+        each = max(len(chosen), 1)
+        limits = VIDEO_BYTES // each, min(max(PICTURES // each, FEWEST), LONGEST)
         with ThreadPoolExecutor(AT_ONCE) as pool:  # the codecs let go of Python's lock
             films = list(pool.map(lambda trace: _film(trace, *limits), chosen))
         shown = [_episode(trace, one) for trace, one in zip(chosen, films, strict=True)]

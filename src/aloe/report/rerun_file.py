@@ -74,7 +74,7 @@ def _log(rr: Any, stream: Any, origin: str, trace: Trace) -> None:
             stream.send_columns(path, times, rr.Scalars.columns(scalars=acts))
     if trace.pictures is None:
         return
-    shown = film(trace.pictures, len(trace), trace.fps, MOST_BYTES)
+    shown = film(trace.pictures, len(trace), trace.fps, MOST_BYTES, len(trace))
     stream.log(f"{origin}/video", rr.AssetVideo(contents=shown.mp4, media_type="video/mp4"), static=True)
     seconds = (steps // shown.every + 0.5) * shown.every / trace.fps
     frames = rr.VideoFrameReference.columns_secs(seconds)

@@ -20,10 +20,8 @@ SMALLEST: Final = 160
 """Smaller pictures are enlarged by a whole factor: H.264 keeps colours at half the resolution."""
 ABREAST: Final = 3
 """Cameras in a row."""
-LONGEST: Final = 600
-"""Pictures of a video at most; of a longer episode every second one is shown, or every fourth, and so on."""
 FASTEST: Final = 20
-"""Pictures a second at most, likewise."""
+"""Pictures a second at most; of a faster episode every second step is shown, or every fourth, and so on."""
 GROUP: Final = 12
 """Pictures from one that needs no other to the next: a seek decodes at most so many."""
 
@@ -46,20 +44,19 @@ def film(
     steps: int,
     fps: int,
     most_bytes: int,
-    most_pictures: int = LONGEST,
+    most_pictures: int,
 ) -> Film:
     """One episode as a video.
 
-    most_bytes: it is made worse until it is about as small. most_pictures: it shows so few of the steps.
+    most_bytes: the quality is lowered until the video is about as small. most_pictures: at most so many steps are shown.
     decode: given n and so many pixels of the longer side that are enough, the pictures of every n-th step.
 
     Raises:
         OSError: it could not be encoded.
     """
-    every = max(math.ceil(steps / min(most_pictures, LONGEST)), math.ceil(fps / FASTEST))
-    every += (
-        every % 2 if every > 1 else 0
-    )  # LeRobot's videos have a key picture at every second step: half the decoding
+    every = max(math.ceil(steps / most_pictures), math.ceil(fps / FASTEST))
+    if every > 1:  # LeRobot's videos have a key picture at every second step: half the decoding
+        every += every % 2
     pictures, shown = decode(every, WIDEST), math.ceil(steps / every)
     sizes = {camera: _scaled(*images.shape[1:3]) for camera, images in pictures.items()}
     places, whole = _arranged(sizes)
