@@ -37,12 +37,12 @@ def generator_for(*key: int | str) -> torch.Generator:
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """How much of a batch is of each root."""
+    """How much of a batch is of each part of the experience: of each root, or of each task."""
 
     part: Int64[ndarray, "N"]
-    """Root of every frame, by its number."""
+    """Part that every frame belongs to, by its number."""
     ratio: tuple[float | None, ...]
-    """Of each root; None: what the others leave."""
+    """Of each part; None: what the others leave."""
 
 
 class BatchDraw:
@@ -51,7 +51,7 @@ class BatchDraw:
     def __init__(self, rows: Int64[ndarray, "R"], shares: Shares | None) -> None:
         """rows: the windows that take part, at least one. shares: None to draw them all alike.
 
-        Roots of which no window takes part leave their share to the others. Raises ValueError if nothing is left.
+        Parts of which no window takes part leave their share to the others. Raises ValueError if nothing is left.
         """
         self._pools, self._upto = [rows], np.ones(1)
         if shares is None or all(ratio is None for ratio in shares.ratio):

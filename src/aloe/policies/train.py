@@ -42,7 +42,7 @@ class PolicyRows:
     """Executed actions, normalised."""
     images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]]
     shares: Shares | None = None
-    """How much of a batch is of each root, where there are several."""
+    """How much of a batch is of each root or task, where there are several."""
     conditioned: dict[str, Tensor] | None = None
     """`inputs` under the instruction with the condition of `ActorRows` added, if there is one."""
 

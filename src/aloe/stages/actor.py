@@ -27,7 +27,7 @@ from aloe.policies.flow import (
 from aloe.policies.recipe import ActorConfig
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorRows, PolicyRows, train_actor
-from aloe.training import Log, generator_for, save_state, state_step
+from aloe.training import Log, Shares, generator_for, save_state, state_step
 from aloe.types import Source
 
 CloningMethod = Literal["sft", "dagger", "filtered"]
@@ -139,8 +139,23 @@ def policy_rows(
         [frames.tasks[i] for i in frames.task_index],
         lambda rows: {camera: pictures.gather(camera, rows) for camera in wanted},
         condition,
-        pictures.store.shares,
+        batch_shares(pictures.store, frames),
     )
+
+
+def batch_shares(store: Experience, frames: Frames) -> Shares | None:
+    """How an actor's batches are divided: as the ratios of the roots say, or else by task; None where there is but one.
+
+    A task has the share of a batch that it has of the experience, whatever a method leaves out of it. Otherwise one that
+    leaves failures out would teach least where the policy fails most.
+    """
+    given = store.shares
+    if given is not None and any(ratio is not None for ratio in given.ratio):
+        return given
+    windows = np.bincount(frames.task_index, minlength=len(frames.tasks))
+    if np.count_nonzero(windows) < 2:
+        return None
+    return Shares(part=frames.task_index, ratio=tuple((windows / windows.sum()).tolist()))
 
 
 def train_policy(
