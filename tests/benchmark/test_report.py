@@ -5,11 +5,19 @@ import json
 import pandas as pd
 import pytest
 
+from aloe.benchmark import statistics
 from aloe.benchmark.critics import critics_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION
 from aloe.benchmark.tables import check_comparable, methods_of, suite_section
+
+
+@pytest.fixture(autouse=True)
+def fewer_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two seeds the resamples are four, so that 200 reach both ends as surely as 2000."""
+    monkeypatch.setattr(statistics, "REPETITIONS", 200)
+
 
 SUCCESSES = {"aloe": (90, 70), "sft": (40, 60)}  # of 100 episodes, at the last round, by seed
 
