@@ -20,6 +20,12 @@ CHECKED = ["aloe.returns", "aloe.losses", "aloe.experience.windows", "aloe.value
 install_import_hook(CHECKED, "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A worker takes a file at a time: those with slow tests first, so that at the end no worker waits for another's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def ordinary_priority() -> Iterator[None]:
     """SVT-AV1, with which LeRobot records, leaves a process of root at the highest real-time priority, and a Chromium that
