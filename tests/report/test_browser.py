@@ -251,11 +251,13 @@ def test_a_run_of_two_tasks_without_critics_and_pictures_has_success_by_task_who
     page = opened.page
     # Three episodes, the tasks in turn: two of the first, one of the second.
     shown = page.locator("#tasks tr").all_inner_texts()
-    assert shown[0] == "round\tpick up the puck and place it at the goal\treach the goal"
     measured = [row["by_task"] for row in json.loads((run.root / "summary.json").read_text())["rounds"]]
-    for line, index, (place, reach) in zip(shown[1:], range(2), map(dict.values, measured), strict=True):
-        assert (place[1], reach[1]) == (1, 2)
-        assert line == f"{index}\t{place[0]} of 1\t{reach[0]} of 2"
+    assert shown[0] == "task\tround 0\tround 1"
+    for line, task, played in zip(
+        shown[1:], ("pick up the puck and place it at the goal", "reach the goal"), (1, 2), strict=True
+    ):
+        assert [row[task][1] for row in measured] == [played, played]
+        assert line == "\t".join([task, *(f"{row[task][0]} of {played}" for row in measured)])
     Console().print(task_table(RunSoFar.read(run.root)))
     assert f"{measured[1]['reach the goal'][0]} of 2" in capsys.readouterr().out
     assert page.locator("#health").is_hidden()

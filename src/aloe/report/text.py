@@ -41,17 +41,16 @@ def round_table(run: RunSoFar) -> Table:
 
 
 def task_table(run: RunSoFar) -> Table | None:
-    """Success in each task after every round. None where there is one task only."""
+    """Successes in each task after every round. None where there is one task only."""
     measured = {row["round"]: row["by_task"] for row in run.rounds if row.get("by_task")}
     if not measured:
         return None
-    table = Table(title=escape(f"success by task of {run.name}"))
-    table.add_column("round", justify="right")
-    tasks = next(iter(measured.values()))
-    for task in tasks:
-        table.add_column(escape(task), justify="right")
-    for index, by_task in measured.items():
-        table.add_row(str(index), *("{} of {}".format(*by_task[task]) for task in tasks))
+    table = Table(title=escape(f"successes in each task of {run.name}"))
+    table.add_column("task")
+    for index in measured:
+        table.add_column(f"round {index}", justify="right")
+    for task in next(iter(measured.values())):
+        table.add_row(escape(task), *("{} of {}".format(*by_task[task]) for by_task in measured.values()))
     return table
 
 

@@ -101,9 +101,8 @@ function showTasks(run) {
   const known = run.rounds.filter((row) => row.by_task);
   byId('by-task').hidden = !known.length;
   if (!known.length) return;
-  const names = Object.keys(known[0].by_task);
-  table(byId('tasks'), ['round', ...names], known.map((row) => [
-    row.round, ...names.map((name) => row.by_task[name].join(' of ')),
+  table(byId('tasks'), ['task', ...known.map((row) => `round ${row.round}`)], Object.keys(known[0].by_task).map((task) => [
+    task, ...known.map((row) => row.by_task[task].join(' of ')),
   ]));
 }
 
