@@ -20,7 +20,7 @@ from aloe.report.compare import differences
 from aloe.report.episodes import Trace, choose, traces
 from aloe.report.folder import RunSoFar
 from aloe.report.health import critic_health, plain
-from aloe.report.video import Film, film
+from aloe.report.video import LONGEST, Film, film
 from aloe.run import write_text
 from aloe.types import Source
 
@@ -31,9 +31,8 @@ VIDEO_BYTES: Final = 14_000_000
 """Of all videos together; base64 makes a third more of them."""
 PICTURES: Final = 3000
 """Of all videos together, about: most of the time that a page takes goes into them."""
-LONGEST: Final = 600
 FEWEST: Final = 100
-"""Pictures of one video at most, and where the episodes are many. (Even steps are shown, so it may be half of that.)"""
+"""Pictures of one video at most, where the episodes are many. (Even steps are shown, so it may be half of that.)"""
 
 
 AT_ONCE: Final = 2

@@ -8,7 +8,7 @@ import numpy as np
 from aloe.report.episodes import Trace, choose, traces
 from aloe.report.folder import RunSoFar
 from aloe.report.health import critic_health
-from aloe.report.video import film
+from aloe.report.video import LONGEST, film
 from aloe.types import Source
 
 MOST_BYTES = 2_000_000
@@ -74,7 +74,7 @@ def _log(rr: Any, stream: Any, origin: str, trace: Trace) -> None:
             stream.send_columns(path, times, rr.Scalars.columns(scalars=acts))
     if trace.pictures is None:
         return
-    shown = film(trace.pictures, len(trace), trace.fps, MOST_BYTES, len(trace))
+    shown = film(trace.pictures, len(trace), trace.fps, MOST_BYTES, LONGEST)
     stream.log(f"{origin}/video", rr.AssetVideo(contents=shown.mp4, media_type="video/mp4"), static=True)
     seconds = (steps // shown.every + 0.5) * shown.every / trace.fps
     frames = rr.VideoFrameReference.columns_secs(seconds)

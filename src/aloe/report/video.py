@@ -20,6 +20,8 @@ SMALLEST: Final = 160
 """Smaller pictures are enlarged by a whole factor: H.264 keeps colours at half the resolution."""
 ABREAST: Final = 3
 """Cameras in a row."""
+LONGEST: Final = 600
+"""Pictures of a video at most, where its maker has no reason for fewer."""
 FASTEST: Final = 20
 """Pictures a second at most; of a faster episode every second step is shown, or every fourth, and so on."""
 GROUP: Final = 12
