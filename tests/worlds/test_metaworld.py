@@ -163,7 +163,7 @@ def test_tasks_take_turns_in_scenes_of_their_own():
 
 
 def start(world: MetaWorld, seed: int, task: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole state of the scene but the goal's site, and its picture."""
+    """What the simulator says of the scene, and its picture."""
     world.reset(seed=seed, options={"task": task})
     return world._sim_observation.copy(), world.pictures()["observation.images.corner2"].copy()
 
