@@ -32,6 +32,7 @@ from aloe.config import RunConfig, unread_groups
 from aloe.loop import Say, run_circle
 from aloe.rank import ESTIMATORS, rank_run
 from aloe.run import RunFolder, from_plain, to_plain
+from aloe.training import Device
 
 RANK_STEPS: Final = 500
 """Steps of each estimator for each policy version that is ranked: those of one round of a suite."""
@@ -52,9 +53,11 @@ class Cell:
     """Folder of the start: that of the seed, or, where the variant may and does change what shapes it, its own."""
     results: Path
     """Folder of the parquet files."""
+    device: Device = "cpu"
+    """Where networks compute. It decides no more than last bits, so one may go on where another stopped."""
 
     @staticmethod
-    def of(suite: Suite, method: str, seed: int, folder: Path, results: Path) -> "Cell":
+    def of(suite: Suite, method: str, seed: int, folder: Path, results: Path, device: Device = "cpu") -> "Cell":
         config = method_config(suite, method, seed)
         start, usual = StartConfig.of(config), StartConfig.of(replace(suite.config, seed=seed))
         own = suite.own_starts and start != usual
@@ -67,6 +70,7 @@ class Cell:
             folder=folder / suite.name,
             start_name=f"base-{seed}" + (f"-{_start_hash(config)}" if own else ""),
             results=results,
+            device=device,
         )
 
     @property
@@ -118,7 +122,7 @@ def _digest(content: Any) -> str:
 
 def play_start(cell: Cell, say: Say = print) -> RunFolder:
     """Makes what all cells of this seed start from, unless it is there."""
-    return make_start(cell.config, cell.perturbations, cell.start, say)
+    return make_start(cell.config, cell.perturbations, cell.start, say, cell.device)
 
 
 def play_cell(cell: Cell, say: Say = print) -> None:
@@ -129,8 +133,8 @@ def play_cell(cell: Cell, say: Say = print) -> None:
         commit = code_version()  # before the hours in which the code may change
         begin_cell(cell.config, play_start(cell, say), cell.root)
         check_folder(cell.root, cell.config)
-        run = run_circle(cell.config, cell.root, say=say)
-        measure_more(cell.config, run, cell.config.rounds, cell.at_last, say)
+        run = run_circle(cell.config, cell.root, say=say, device=cell.device)
+        measure_more(cell.config, run, cell.config.rounds, cell.at_last, say, cell.device)
         Results(cell.results, cell.suite).add(cell_rows(cell, run, commit))
         shutil.rmtree(run.cache, ignore_errors=True)  # the largest part of a run, and it can be made anew
 
@@ -174,7 +178,7 @@ def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
                     "config_hash": cell.config_hash,
                     "start_hash": _start_hash(cell.config),
                     "commit": commit,
-                    "machine": machine(),
+                    "machine": machine(cell.device),
                     "trust": _trust(entry) if measurement == PLAIN else None,
                     "ranking": None,
                 }
@@ -230,11 +234,12 @@ def code_version() -> str:
     return f"{git('rev-parse', '--short=7', 'HEAD')}{'-dirty' if git('status', '--porcelain', '--', '.') else ''}"
 
 
-def machine() -> str:
+def machine(device: Device) -> str:
     """What the seconds of a row were measured on."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else platform.machine()
-    return f"{os.cpu_count()} cores ({model}), torch {torch.__version__}"
+    gpu = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
+    return f"{os.cpu_count()} cores ({model}){gpu}, torch {torch.__version__}"
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import tyro
 from aloe.benchmark.runner import run_benchmark
 from aloe.benchmark.suites import SUITES, Suite, find_suite, method_config
 from aloe.rank import UNRANKED
+from aloe.training import Device
 
 
 def _say(line: str) -> None:
@@ -32,6 +33,8 @@ class Benchmark:
     """Gets SUITE.parquet."""
     jobs: int | None = None
     """Cells at once; one a core by default."""
+    device: Device = "cpu"
+    """Where networks compute: `cuda` pays for pictures, all cells on one GPU; `auto` is the CPU for tiny_vla."""
     rank: bool = False
     """Play nothing, but let the critics rank the policy versions of these cells, all finished, as `aloe rank` does."""
 
@@ -52,6 +55,7 @@ class Benchmark:
             results=self.results,
             jobs=self.jobs,
             rank=self.rank,
+            device=self.device,
             say=_say,
         )
         _say(f"all of it is in {self.results / f'{suite.name}.parquet'}; aloe benchmark-report {suite.name} shows it")

@@ -18,6 +18,7 @@ from aloe.benchmark.suites import Suite
 from aloe.loop import Say
 from aloe.rank import open_run
 from aloe.run import to_plain
+from aloe.training import Device
 
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
 """Where `aloe` was imported from: the children must import the same one."""
@@ -85,6 +86,7 @@ def run_benchmark(
     results: Path,
     jobs: int | None = None,
     rank: bool = False,
+    device: Device = "cpu",
     say: Say = print,
 ) -> None:
     """Plays every cell that is not finished. The same call again goes on where it was stopped, also by a kill.
@@ -94,6 +96,7 @@ def run_benchmark(
         folder: gets a folder for the suite with the runs in it; needed until the cells are finished.
         results: gets `<suite>.parquet`.
         jobs: cells at once; by default one a core.
+        device: where networks compute; all cells share one GPU.
 
     Raises:
         ValueError: an unknown method or seed, folders of another config, cells that cannot be ranked, or cells that failed
@@ -106,7 +109,7 @@ def run_benchmark(
     jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
     if jobs < 1:
         raise ValueError("at least one cell must be played at a time: --jobs")
-    cells = [Cell.of(suite, method, seed, folder, results) for seed in seeds for method in methods]
+    cells = [Cell.of(suite, method, seed, folder, results, device) for seed in seeds for method in methods]
     if rank:
         left = [cell for cell in cells if not cell.is_ranked]
         check_can_be_ranked(left)

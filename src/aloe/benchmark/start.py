@@ -21,6 +21,7 @@ from aloe.policies.recipe import ActorConfig
 from aloe.rollout.human import HumanConfig
 from aloe.run import RunFolder, new_folder, to_plain, write_json
 from aloe.stages import DemosConfig, PolicyConfig, TrustConfig
+from aloe.training import Device
 from aloe.worlds.metaworld import MetaWorldConfig
 
 CHOICE: Final = "choice"
@@ -78,7 +79,9 @@ def is_made(root: Path, perturbations: tuple[str, ...]) -> bool:
     return measured and bool(run.done(0, "eval") and run.done(1, "collect"))
 
 
-def make_start(config: RunConfig, perturbations: tuple[str, ...], root: Path, say: Say) -> RunFolder:
+def make_start(
+    config: RunConfig, perturbations: tuple[str, ...], root: Path, say: Say, device: Device = "cpu"
+) -> RunFolder:
     """Makes the common start in `root`, or goes on with it, or finds it done. Waits where another process makes it.
 
     Raises:
@@ -90,11 +93,11 @@ def make_start(config: RunConfig, perturbations: tuple[str, ...], root: Path, sa
         if is_made(root, perturbations):
             return run
         if not (run.done(0, "eval") and run.done(1, "collect")):
-            with open_circle(config, run, say) as circle:
+            with open_circle(config, run, say, device=device) as circle:
                 if not run.done(0, "eval"):
                     circle.start()
                 circle.collect(1)
-        measure_more(config, run, 0, perturbations, say)
+        measure_more(config, run, 0, perturbations, say, device)
         shutil.rmtree(run.cache, ignore_errors=True)
     return run
 
@@ -110,13 +113,20 @@ def begin_cell(config: RunConfig, start: RunFolder, root: Path) -> None:
         write_json(partial / "config.json", to_plain(config))
 
 
-def measure_more(config: RunConfig, run: RunFolder, version: int, measurements: tuple[str, ...], say: Say) -> None:
+def measure_more(
+    config: RunConfig,
+    run: RunFolder,
+    version: int,
+    measurements: tuple[str, ...],
+    say: Say,
+    device: Device = "cpu",
+) -> None:
     """Measures a policy version in perturbed worlds or, for `CHOICE`, with the critics' choice, on the seeds of the plain
     evaluation; each is a stage of its round."""
     for name in measurements:
         if not run.done(version, stage_of(name)):
             world = config.world if name == CHOICE else replace(config.world, perturbation=name)
-            with open_circle(config, run, say, world) as circle:
+            with open_circle(config, run, say, world, device) as circle:
                 circle.measure(version, stage_of(name), choosing=name == CHOICE)
 
 

@@ -142,7 +142,7 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
     "precision": {"world": {"task": "peg-insert-side-v3"}, "demos": {"episodes": 5}},
     "assembly": {"world": {"task": "assembly-v3"}, "demos": {"episodes": 5}},
     "instructions": {
-        "world": {"task": "reach-v3", "also": ("pick-place-v3", "faucet-open-v3", "faucet-close-v3")},
+        "world": {"task": "reach-v3", "also": ("pick-place-v3", "reach-wall-v3", "pick-place-wall-v3")},
         "demos": {"episodes": 3},  # of each task
     },
 }
