@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class Config:
     """M: chunks for each observation."""
     seconds: float = 10
     """How long to measure each row."""
+    device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
     """Threads of torch."""
 
@@ -79,11 +81,12 @@ def random_rows(bundle: PolicyBundle, config: Config) -> tuple[PolicyRows, Actor
 def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     bundle = new_bundle(config)
+    bundle.policy.to(config.device)
     rows, actor = random_rows(bundle, config)
     parameters = sum(parameter.numel() for parameter in bundle.policy.parameters())
     print_header(
         f"tiny_vla, {parameters / 1e6:.2f} M parameters, {config.cameras} cameras of {config.image_size} px, H={H}, "
-        f"batch {config.batch_size}",
+        f"batch {config.batch_size}, on {config.device}",
         ["what", "per second", "ms"],
     )
     steps = 10

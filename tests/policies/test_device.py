@@ -57,6 +57,7 @@ def test_policy_on_a_gpu_takes_and_gives_what_lies_on_the_cpu(name: str, tmp_pat
             inputs=inputs,
             action=torch.randn(4, 3),
             images=lambda rows: {"top": np.zeros((len(rows), 48, 64, 3), np.uint8)},
+            device="cuda",
         )
         frames = np.zeros((4, H), np.int64)
         actor = ActorRows(
@@ -67,6 +68,7 @@ def test_policy_on_a_gpu_takes_and_gives_what_lies_on_the_cpu(name: str, tmp_pat
         for loss in actor_losses(bundle, data, actor, np.arange(4), ActorConfig(accumulate=2), generator):
             assert loss.device.type == "cuda"
         batch = data.batch(np.arange(2))
+        assert batch["observation.images.top"].device.type == "cuda", "pictures travel as bytes"
         for result in (
             flow.sample_chunks(policy, batch, torch.randn(2, 2, H, 8)),
             flow.encode_images(policy, batch),

@@ -286,10 +286,13 @@ def sample_chunks(
     return family(policy).sample_chunks(policy, _beside(policy, batch), noise, plain, guidance).cpu()
 
 
-def image_batch(images: dict[str, UInt8[ndarray, "B h w 3"]]) -> dict[str, Float[Tensor, "B 3 h w"]]:
-    """Pictures by camera name as LeRobot's loader would give them: channels first, in [0, 1]."""
+def image_batch(
+    images: dict[str, UInt8[ndarray, "B h w 3"]], device: torch.device | str = "cpu"
+) -> dict[str, Float[Tensor, "B 3 h w"]]:
+    """Pictures by camera name as LeRobot's loader would give them: channels first, in [0, 1]. They travel to the device as
+    bytes: on one core, making numbers of them takes longer than a GPU needs for the rest."""
     return {
-        IMAGES + camera: torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+        IMAGES + camera: torch.from_numpy(np.ascontiguousarray(pictures)).to(device).permute(0, 3, 1, 2).float() / 255
         for camera, pictures in images.items()
     }
 
@@ -320,7 +323,7 @@ class Tower:
     @torch.no_grad()
     def encode(self, images: dict[str, UInt8[ndarray, "B h w 3"]]) -> Float[Tensor, "B CT D"]:
         """Features of every camera's pictures (at least one), `image_tokens` rows a camera."""
-        return encode_images(self.bundle.policy.eval(), image_batch(images), self.image_tokens)
+        return encode_images(self.bundle.policy.eval(), image_batch(images, self.device), self.image_tokens)
 
 
 def check_sees_all(bundle: PolicyBundle, cameras: Collection[str]) -> None:

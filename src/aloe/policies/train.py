@@ -45,6 +45,8 @@ class PolicyRows:
     """How much of a batch is of each root or task, where there are several."""
     conditioned: dict[str, Tensor] | None = None
     """`inputs` under the instruction with the condition of `ActorRows` added, if there is one."""
+    device: torch.device | str = "cpu"
+    """Where a batch's pictures are."""
 
     @staticmethod
     def of(
@@ -69,7 +71,14 @@ class PolicyRows:
         conditioned = None
         if condition is not None:
             conditioned = inputs_for([task + words for task, words in zip(tasks, condition, strict=True)])[0]
-        return PolicyRows(inputs=inputs, action=normalised, images=images, shares=shares, conditioned=conditioned)
+        return PolicyRows(
+            inputs=inputs,
+            action=normalised,
+            images=images,
+            shares=shares,
+            conditioned=conditioned,
+            device=device_of(bundle.policy),
+        )
 
     def batch(self, rows: Int64[ndarray, "B"], is_conditioned: Bool[Tensor, "B"] | None = None) -> dict[str, Tensor]:
         """Observations of these frames, as the policy's own code expects them."""
@@ -79,7 +88,7 @@ class PolicyRows:
             assert self.conditioned is not None, "these rows were made without a condition"
             for k, v in self.conditioned.items():
                 inputs[k][is_conditioned] = v[index[is_conditioned]]
-        return inputs | image_batch(self.images(rows))
+        return inputs | image_batch(self.images(rows), self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
