@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from aloe import cli
 from aloe.experience.lock import LOCK_FILE
@@ -101,6 +102,22 @@ def test_unknown_camera(complaint, tmp_path):
     line = complaint("demos", "--output-dir", tmp_path / "out", "--world.cameras", "ceiling")
     assert_says(line, "'ceiling'", "topview", "behindGripper")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        (["run", "--preset", "tiny"], "out"),
+        (["sft", "--dataset.root", "STORE", "--steps", 1], "out/pretrained_model"),
+        (["benchmark", "precision", "--results", "out"], "out"),
+    ],
+)
+def test_no_gpu_is_said_before_anything_is_made(complaint, store, tmp_path, monkeypatch, command, made):
+    monkeypatch.chdir(tmp_path)
+    command = [store if word == "STORE" else word for word in command]
+    assert_says(complaint(*command, "--output-dir", "out", "--device", "cuda"), "no GPU", "--device cpu")
+    assert not Path(made).exists()
 
 
 def test_unknown_preset_and_command(complaint):

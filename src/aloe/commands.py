@@ -113,7 +113,7 @@ class Sft(ActorConfig):
             return
         store, key = self.dataset.with_roots(self.experience, self.rename), (self.seed, "sft")
         if self.policy.path is None:
-            bundle = stages.new_policy(store, self.policy, self.window.horizon, key)
+            bundle = stages.new_policy(store, self.policy, self.window.horizon, key, self.device)
         else:
             bundle = PolicyBundle.load(self.policy.path, self.device)
             store = stages.seen_by(bundle, store)

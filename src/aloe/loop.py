@@ -23,7 +23,7 @@ from aloe.experience.view import View
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, check_sees_all, chunk_shape
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, check_sees_all, chosen_device, chunk_shape
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, new_folder, write_json
@@ -141,7 +141,7 @@ class Circle:
             PolicyBundle.load(config.policy.path).save_atomically(self.run.policy(0))
             return
         self.say("round 0: cloning the demonstrations")
-        bundle = stages.new_policy(self.experience, config.policy, config.window.horizon, key)
+        bundle = stages.new_policy(self.experience, config.policy, config.window.horizon, key, self.device)
         frames = self.experience.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, config.window, self._scale))
         log = self._logger(0, "sft", out / "sft.checkpoint.safetensors")
@@ -452,8 +452,9 @@ def run_circle(
     store: folder of the store to record into, and to learn from; by default one in `output_dir`.
 
     Raises:
-        ValueError: the folder belongs to another config, or something in the config does not fit together.
+        ValueError: the folder belongs to another config, something in the config does not fit together, or there is no GPU.
     """
+    chosen_device(device, "tiny_vla")  # before anything is recorded
     if config.offline and store is not None:
         raise ValueError(
             "offline nothing is recorded; name what there is with --experience.NAME.root, not --dataset.root"

@@ -68,7 +68,7 @@ class PolicyBundle:
     def load(folder: Path, device: Device = "cpu") -> "PolicyBundle":
         """Reads LeRobot's `pretrained_model/` layout. What `flow.py` computes with a policy, it computes on its device.
 
-        device: `auto` is the GPU where there is one; but tiny_vla is made for a CPU, and faster there.
+        device: see `chosen_device`.
 
         Raises:
             ValueError: no such folder, a policy type that ALOE cannot train, weights that do not fit the config, or no GPU.
@@ -99,12 +99,21 @@ class PolicyBundle:
         pre, post = make_pre_post_processors(
             policy.config, pretrained_path=str(folder), preprocessor_overrides=on_cpu, postprocessor_overrides=on_cpu
         )
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda: torch finds no GPU; give --device cpu, or repair the driver")
-        on_gpu = device == "cuda" or (device == "auto" and kind != "tiny_vla" and torch.cuda.is_available())
         runs_on = {key: written[key] for key in ("device", "use_amp") if key in written}
-        policy = policy.to("cuda" if on_gpu else "cpu")
+        policy = policy.to(chosen_device(device, kind))
         return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post, runs_on=runs_on)
+
+
+def chosen_device(device: Device, kind: str) -> str:
+    """Where a policy of this type computes: `auto` is the GPU where there is one, but for tiny_vla.
+
+    Raises:
+        ValueError: there is no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU; give --device cpu, or repair the driver")
+    on_gpu = device == "cuda" or (device == "auto" and kind != "tiny_vla" and torch.cuda.is_available())
+    return "cuda" if on_gpu else "cpu"
 
 
 def _say_where(folder: Path, runs_on: dict[str, Any]) -> None:

@@ -21,13 +21,14 @@ from aloe.policies.flow import (
     IMAGES,
     PolicyBundle,
     check_fits,
+    chosen_device,
     chunk_shape,
     seen_cameras,
 )
 from aloe.policies.recipe import ActorConfig
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorRows, PolicyRows, train_actor
-from aloe.training import Log, Shares, generator_for, save_state, state_step
+from aloe.training import Device, Log, Shares, generator_for, save_state, state_step
 from aloe.types import Source
 
 CloningMethod = Literal["sft", "dagger", "filtered"]
@@ -67,8 +68,14 @@ class PolicyConfig:
             raise ValueError("execute, flow_steps and the sizes of the policy must be at least 1")
 
 
-def new_policy(store: Experience, config: PolicyConfig, horizon: int, key: tuple[int | str, ...]) -> PolicyBundle:
-    """A fresh tiny_vla that fits the store; normalised by its demonstrations."""
+def new_policy(
+    store: Experience, config: PolicyConfig, horizon: int, key: tuple[int | str, ...], device: Device = "cpu"
+) -> PolicyBundle:
+    """A fresh tiny_vla that fits the store; normalised by its demonstrations.
+
+    Raises:
+        ValueError: the store holds no demonstrations, or there is no such device.
+    """
     frames = store.columns()
     demo = frames.source == Source.DEMO
     if not demo.any():
@@ -101,6 +108,7 @@ def new_policy(store: Experience, config: PolicyConfig, horizon: int, key: tuple
         for name, rows in (("observation.state", frames.state), ("action", frames.action))
     }
     pre, post = make_pre_post_processors(policy_config, dataset_stats=stats)
+    policy = policy.to(chosen_device(device, policy_config.type))
     return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
 
 
