@@ -374,8 +374,10 @@ def test_every_task_is_a_suite_with_pictures_and_one_with_state():
         pictures, state = find_suite(task), find_suite(f"{task}-state")
         assert (pictures.name, state.name) == (task, f"{task}-state")
         assert (pictures.config.world.observations, state.config.world.observations) == ("pictures", "state")
-        world = dataclasses.replace(pictures.config.world, observations="state")
-        assert dataclasses.replace(pictures.config, world=world) == state.config
+        for name in ("collect", "human", "improve", "fit", "aloe", "eval", "policy"):
+            assert getattr(pictures.config, name) == getattr(state.config, name), name
+        assert dataclasses.replace(pictures.config.world, observations="state") == state.config.world
+        assert pictures.config.demos.episodes > state.config.demos.episodes
 
 
 def test_the_flawless_suite_differs_from_precision_in_the_human_alone():

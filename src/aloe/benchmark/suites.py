@@ -138,15 +138,19 @@ BUDGET: Final[dict[str, Any]] = {
 }
 """What every suite gives to every method."""
 
+PICTURES: Final[dict[str, Any]] = {"sft": {"steps": 3000, "batch_size": 128}, "rounds": 3}
+"""What pictures have instead: it takes more to learn to see, and a round costs several times as much."""
+
 TASKS: Final[dict[str, dict[str, Any]]] = {
-    "precision": {"world": {"task": "peg-insert-side-v3"}, "demos": {"episodes": 5}},
-    "assembly": {"world": {"task": "assembly-v3"}, "demos": {"episodes": 5}},
+    "precision": {"world": {"task": "peg-insert-side-v3"}, "demos": {"state": 5, "pictures": 20}},
+    "assembly": {"world": {"task": "assembly-v3"}, "demos": {"state": 5, "pictures": 50}},
     "instructions": {
         "world": {"task": "reach-v3", "also": ("pick-place-v3", "reach-wall-v3", "pick-place-wall-v3")},
-        "demos": {"episodes": 3},  # of each task
+        "demos": {"state": 3, "pictures": 15},  # of each task
     },
 }
-"""The numbers of every suite, once for pictures and state. What is not here is `RunConfig`'s default."""
+"""The numbers of every suite; so many demonstrations that a clone wins a fifth to a half of its episodes. What is not here
+is `RunConfig`'s default."""
 
 WORKERS: Final = 4
 """Worlds at once in a cell: the policy serves them in one batch."""
@@ -182,12 +186,14 @@ def find_suite(name: str) -> Suite:
         precision = find_suite("precision-state").config
         return Suite(name=name, config=replace(precision, human=GRADES["expert"]), perturbations=())
     task = name.removesuffix("-state")
-    observations, numbers = "pictures" if name == task else "state", BUDGET | TASKS[task]
+    observations, numbers = "state", BUDGET | TASKS[task]
+    if name == task:
+        observations, numbers = "pictures", numbers | PICTURES
     config = RunConfig(
         workers=WORKERS,
         rounds=numbers["rounds"],
         world=MetaWorldConfig(**numbers["world"], observations=observations),
-        demos=DemosConfig(**numbers["demos"]),
+        demos=DemosConfig(episodes=numbers["demos"][observations]),
         policy=PolicyConfig(**numbers["policy"]),
         sft=ActorConfig(**numbers["sft"]),
         collect=CollectConfig(**numbers["collect"]),
