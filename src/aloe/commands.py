@@ -144,13 +144,15 @@ class Collect:
     seed: int = 0
     workers: int = 2
     """Worlds at once, each in a process."""
+    device: Device = "auto"
+    """Where the policy computes: a GPU where there is one; tiny_vla on the CPU."""
     watched: bool = True
     """Whether a human watches and takes over."""
     human: HumanConfig = field(default_factory=HumanConfig)
     world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
 
     def main(self) -> None:
-        bundle = PolicyBundle.load(self.policy.path)
+        bundle = PolicyBundle.load(self.policy.path, self.device)
         stages.check_fits_world(bundle, self.world)
         store = stages.open_store(self.dataset.root, self.world)
         stages.check_same_policy(store, self.seed, self.round, self.episodes, self.policy_version)
@@ -306,12 +308,14 @@ class Eval:
     seed: int = 0
     workers: int = 2
     """Worlds at once, each in a process."""
+    device: Device = "auto"
+    """Where the policy computes: a GPU where there is one; tiny_vla on the CPU."""
     output: Path | None = None
     """Write the figures here, as JSON."""
     world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
 
     def main(self) -> None:
-        bundle = PolicyBundle.load(self.policy.path)
+        bundle = PolicyBundle.load(self.policy.path, self.device)
         stages.check_fits_world(bundle, self.world)
         with WorldPool(self.world, self.workers) as pool:
             report = stages.measure(

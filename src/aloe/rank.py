@@ -37,6 +37,7 @@ from aloe.policies.flow import PolicyBundle, Tower
 from aloe.returns import monte_carlo_return
 from aloe.run import RunFolder, from_plain, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
+from aloe.training import Device
 from aloe.value.evaluate import evaluate_windows
 from aloe.value.fit import FitConfig, fit_critic
 
@@ -58,6 +59,8 @@ class Rank:
     """Gradient steps of each estimator for each version, from scratch."""
     estimators: tuple[Estimator, ...] = ESTIMATORS
     """What is compared."""
+    device: Device = "auto"
+    """Where policies and critics compute: a GPU where there is one; tiny_vla on the CPU."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.estimators:
@@ -65,13 +68,17 @@ class Rank:
 
     def main(self) -> None:
         console = Console()
-        content = rank_run(self.run, self.steps, self.estimators, say=lambda line: console.print(f"[bold]{line}"))
+        content = rank_run(
+            self.run, self.steps, self.estimators, lambda line: console.print(f"[bold]{line}"), self.device
+        )
         console.print(versions_table(content))
         console.print(estimators_table(content))
         console.print(f"wrote {self.run / 'ranking.json'}")
 
 
-def rank_run(root: Path, steps: int, estimators: Sequence[Estimator], say: Any = print) -> dict[str, Any]:
+def rank_run(
+    root: Path, steps: int, estimators: Sequence[Estimator], say: Any = print, device: Device = "cpu"
+) -> dict[str, Any]:
     """Predicts and compares; returns the content of `ranking.json`. What was predicted before is not predicted again.
 
     Raises:
@@ -91,7 +98,7 @@ def rank_run(root: Path, steps: int, estimators: Sequence[Estimator], say: Any =
             }
             for estimator in estimators:
                 say(f"version {version}: {estimator}")
-                row[estimator] = predict(run, config, store, version, estimator, steps)
+                row[estimator] = predict(run, config, store, version, estimator, steps, device)
             rows.append(row)
     content = {
         "task": config.world.task,
@@ -152,7 +159,13 @@ def settings(config: RunConfig, estimator: Estimator, steps: int) -> tuple[Windo
 
 
 def predict(
-    run: RunFolder, config: RunConfig, store: Experience, version: int, estimator: Estimator, steps: int
+    run: RunFolder,
+    config: RunConfig,
+    store: Experience,
+    version: int,
+    estimator: Estimator,
+    steps: int,
+    device: Device = "cpu",
 ) -> float:
     """Mean value of a version in the start states of the evaluation, by critics trained under it from scratch.
 
@@ -164,8 +177,8 @@ def predict(
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
         return json.loads(answer.read_text())["value"]
-    bundle = PolicyBundle.load(run.policy(version))
-    tower = Tower(bundle=PolicyBundle.load(run.policy(0)), image_tokens=config.critic.image_tokens)
+    bundle = PolicyBundle.load(run.policy(version), device)
+    tower = Tower(bundle=PolicyBundle.load(run.policy(0), device), image_tokens=config.critic.image_tokens)
     scale = (run.done(0, "demos") or {})["return_scale"]
     cache = config.cache.within(run.cache)
     inputs = EvaluationInputs.of(store, bundle, tower, cache, window, scale)
@@ -173,7 +186,7 @@ def predict(
     if not samples.exists():
         stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples)
     shape = stages.observation_shape(tower, window.horizon)
-    state = stages.new_critic(shape, config.critic, fit, (config.seed, "rank", estimator))
+    state = stages.new_critic(shape, config.critic, fit, (config.seed, "rank", estimator), tower.device)
     data = stages.critic_data(inputs, samples)
     fit_critic(state, data, fit, window.discount, (config.seed, "rank", estimator), checkpoint=checkpoint)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -20,6 +21,8 @@ from aloe.policies.flow import PolicyBundle
 from aloe.policies.recipe import ActorConfig
 from aloe.policies.train import ActorRows, PolicyRows, actor_losses
 from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
+from aloe.value.distribution import ReturnDistribution
+from aloe.value.fit import FitConfig
 
 CAMERAS = {"top": (48, 64)}
 H = 6
@@ -85,3 +88,16 @@ def test_critics_on_a_gpu_judge_what_lies_on_the_cpu() -> None:
         seen = Observations(features=torch.randn(3, 1, 4), state=torch.randn(3, 2), language=torch.randn(3, 3))
         assert critic(seen, torch.randn(3, 2, 2)).device.type == "cuda"
         assert critic.of_samples(seen, torch.randn(3, 4, 2, 2)).device.type == "cuda"
+
+
+def test_values_on_a_gpu_judge_what_lies_on_the_cpu() -> None:
+    shape = ObservationShape(cameras=1, feature_dim=4, state_dim=2, language_dim=3, action_dim=2, horizon=0)
+    network = ChunkCritic(CriticConfig(critics=1, width=8, layers=1, heads=2), shape, outputs=5)
+    with simulated_gpu():
+        move(network)
+        state = ReturnDistribution(network, FitConfig(), bins=5)
+        network._buffers["range"] = torch.empty(2, device="cuda")  # as `.to` leaves it
+        seen = Observations(features=torch.randn(3, 1, 4), state=torch.randn(3, 2), language=torch.randn(3, 3))
+        logits = network(seen)
+        assert F.cross_entropy(logits, state.bin_of(torch.randn(3))).device.type == "cuda"
+        assert state.mean(logits).device.type == "cuda"

@@ -145,7 +145,7 @@ def rank_cell(cell: Cell, say: Say = print) -> None:
         if cell.is_ranked:
             return
         before = time.monotonic()
-        content = rank_run(cell.root, RANK_STEPS, ESTIMATORS, say)
+        content = rank_run(cell.root, RANK_STEPS, ESTIMATORS, say, cell.device)
         seconds = (time.monotonic() - before) / len(content["versions"])
         results = Results(cell.results, cell.suite)
         rows = results.cell(cell.method, cell.seed, cell.config_hash).copy()

@@ -42,12 +42,12 @@ class ReturnDistribution:
     def bin_of(self, returns: Float[Tensor, "B"]) -> Int64[Tensor, "B"]:
         """Number of the bin that each return falls into; returns outside the range fall into the outermost."""
         low, high = self.network.get_buffer("range")
-        return ((returns - low) / (high - low) * self.bins).long().clamp(0, self.bins - 1)
+        return ((returns.to(low.device) - low) / (high - low) * self.bins).long().clamp(0, self.bins - 1)
 
     def mean(self, logits: Float[Tensor, "B bins"]) -> Float[Tensor, "B"]:
         """V = sum_b p(b) centre_b."""
         low, high = self.network.get_buffer("range")
-        centres = low + (torch.arange(self.bins) + 0.5) / self.bins * (high - low)
+        centres = low + (torch.arange(self.bins, device=low.device) + 0.5) / self.bins * (high - low)
         return logits.softmax(-1) @ centres
 
     def save(self, path: Path, step: int) -> None:
@@ -104,5 +104,5 @@ def evaluate_states(
     parts = []
     for start in range(0, count, batch_size):
         rows = np.arange(start, min(start + batch_size, count))
-        parts.append(state.mean(state.network(observations(rows))))
+        parts.append(state.mean(state.network(observations(rows))).cpu())
     return torch.cat(parts).numpy()
