@@ -26,7 +26,7 @@ from aloe.value.fit import FitConfig
 def new_value(
     inputs: EvaluationInputs, config: CriticConfig, fit: FitConfig, bins: int, key: tuple[int | str, ...]
 ) -> ReturnDistribution:
-    """A fresh value over the returns that are possible in this store, on the tower's device; weights a function of `key`."""
+    """A fresh value over the returns possible in this store, on the tower's device; its weights a function of `key`."""
     shape = observation_shape(inputs.tower, horizon=0)
     with torch.random.fork_rng():
         torch.manual_seed(generator_for(*key).initial_seed())
