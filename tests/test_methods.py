@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from aloe.config import PRESETS, RunConfig
 from aloe.loop import run_circle
 from aloe.methods import recap
+from aloe.run import RunFolder
 
 TINY = PRESETS["tiny"]
 SMALL = replace(TINY, rounds=1, world=replace(TINY.world, observations="state"), human=replace(TINY.human, takeovers=1))
@@ -58,3 +60,14 @@ def test_a_run_of_value_methods_goes_on_where_it_was_stopped(tmp_path):
     pieces = run_circle(config, tmp_path / "pieces", say=quiet)
     for name in ("rounds/001/value.safetensors", "rounds/002/value.safetensors", "rounds/002/optimizer.safetensors"):
         assert (pieces.root / name).read_bytes() == (whole.root / name).read_bytes(), name
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_clone_is_trained_on_the_gpu_that_was_asked_for(tmp_path, monkeypatch):
+    """There is none here: that torch cannot put the policy there, before it is trained, is what shows it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises((RuntimeError, AssertionError), match=r"NVIDIA|CUDA"):
+        run_circle(SMALL, tmp_path / "run", device="cuda", say=lambda line: None)
+    run = RunFolder(tmp_path / "run")
+    assert run.done(0, "demos")
+    assert not run.policy(0).exists()

@@ -102,7 +102,7 @@ class Sft(ActorConfig):
     steps: int = 1500
     seed: int = 0
     device: Device = "auto"
-    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
+    """Where the policy computes: a GPU where there is one; tiny_vla on the CPU."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -265,7 +265,7 @@ class Improve(ActorConfig):
     """`optimizer.safetensors` of an earlier phase to go on from."""
     seed: int = 0
     device: Device = "auto"
-    """Where policy and critics compute: a GPU where there is one; tiny_vla on the CPU."""
+    """Where the policy computes: a GPU where there is one; tiny_vla on the CPU."""
     window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 

@@ -23,7 +23,7 @@ from aloe.experience.view import View
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, check_sees_all, chosen_device, chunk_shape
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, check_device, check_sees_all, chunk_shape
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, new_folder, write_json
@@ -454,7 +454,7 @@ def run_circle(
     Raises:
         ValueError: the folder belongs to another config, something in the config does not fit together, or there is no GPU.
     """
-    chosen_device(device, "tiny_vla")  # before anything is recorded
+    check_device(device)  # before anything is recorded
     if config.offline and store is not None:
         raise ValueError(
             "offline nothing is recorded; name what there is with --experience.NAME.root, not --dataset.root"

@@ -82,7 +82,7 @@ def rank_run(
     """Predicts and compares; returns the content of `ranking.json`. What was predicted before is not predicted again.
 
     Raises:
-        ValueError: no run with two measured versions, or one whose versions cannot be judged so.
+        ValueError: no run with two measured versions, one whose versions cannot be judged so, or no GPU.
     """
     run, config, versions = open_run(root)
     scale = (run.done(0, "demos") or {})["return_scale"]

@@ -26,6 +26,7 @@ from aloe.benchmark.suites import ABLATION, FLAWLESS, METHODS, SUITES, TASKS, Su
 from aloe.config import PRESETS, RunConfig, with_options
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
+from aloe.worlds.metaworld import MetaWorld
 
 TINY = PRESETS["tiny"]
 SMALL = Suite(
@@ -378,6 +379,16 @@ def test_every_task_is_a_suite_with_pictures_and_one_with_state():
             assert getattr(pictures.config, name) == getattr(state.config, name), name
         assert dataclasses.replace(pictures.config.world, observations="state") == state.config.world
         assert pictures.config.demos.episodes > state.config.demos.episodes
+
+
+def test_words_alone_tell_the_tasks_that_share_a_scene_in_instructions():
+    world = MetaWorld(find_suite("instructions-state").config.world)
+    starts = [[world.reset(seed=s, options={"task": i})[0]["observation.state"] for s in range(3)] for i in range(4)]
+    reach, place, reach_behind, place_behind = np.array(starts)
+    np.testing.assert_array_equal(reach, place)
+    np.testing.assert_allclose(reach_behind, place_behind, atol=1e-4)  # a puck lies 0.01 mm lower
+    assert (reach != reach_behind).any(), "another scene"
+    world.close()
 
 
 def test_the_flawless_suite_differs_from_precision_in_the_human_alone():

@@ -176,11 +176,19 @@ def test_seeds_of_a_method_under_different_configs_are_not_averaged():
 
 def test_seeds_from_another_start_are_not_paired():
     apart = table()
+    apart["suite"] = ABLATION
     apart.loc[(apart["method"] == "sft") & (apart["seed"] == 1), "start_hash"] = "def"
     section = suite_section(apart, "x.png")
     assert "| `sft` | 1 | +50 | 1.00 (1.00 to 1.00) |" in section  # of seed 0 alone: 90 - 40
     apart["start_hash"] = apart["method"]
     assert "| `sft` | 0 | - | 1.00 (1.00 to 1.00) |" in suite_section(apart, "x.png")
+
+
+def test_a_suite_that_changed_does_not_stand_beside_its_older_rows():
+    changed = table()
+    changed.loc[changed["method"] == "sft", "start_hash"] = "def"
+    with pytest.raises(ValueError, match=r"rows of small began in different ways .*sft.*; play the older cells anew"):
+        check_comparable(changed)
 
 
 def judged() -> pd.DataFrame:

@@ -71,7 +71,7 @@ def test_policy_on_a_gpu_takes_and_gives_what_lies_on_the_cpu(name: str, tmp_pat
         for loss in actor_losses(bundle, data, actor, np.arange(4), ActorConfig(accumulate=2), generator):
             assert loss.device.type == "cuda"
         batch = data.batch(np.arange(2))
-        assert batch["observation.images.top"].device.type == "cuda", "pictures travel as bytes"
+        assert batch["observation.images.top"].device.type == "cuda", "pictures are put where the policy is"
         for result in (
             flow.sample_chunks(policy, batch, torch.randn(2, 2, H, 8)),
             flow.encode_images(policy, batch),
@@ -96,7 +96,6 @@ def test_values_on_a_gpu_judge_what_lies_on_the_cpu() -> None:
     with simulated_gpu():
         move(network)
         state = ReturnDistribution(network, FitConfig(), bins=5)
-        network._buffers["range"] = torch.empty(2, device="cuda")  # as `.to` leaves it
         seen = Observations(features=torch.randn(3, 1, 4), state=torch.randn(3, 2), language=torch.randn(3, 3))
         logits = network(seen)
         assert F.cross_entropy(logits, state.bin_of(torch.randn(3))).device.type == "cuda"

@@ -54,7 +54,7 @@ class Cell:
     results: Path
     """Folder of the parquet files."""
     device: Device = "cpu"
-    """Where networks compute. It decides no more than last bits, so one may go on where another stopped."""
+    """Where policies and critics compute. A GPU rounds otherwise and repeats nothing to the bit; rows name it."""
 
     @staticmethod
     def of(suite: Suite, method: str, seed: int, folder: Path, results: Path, device: Device = "cpu") -> "Cell":

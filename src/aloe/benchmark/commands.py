@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from aloe.benchmark.runner import run_benchmark
 from aloe.benchmark.suites import SUITES, Suite, find_suite, method_config
 from aloe.rank import UNRANKED
-from aloe.training import Device
 
 
 def _say(line: str) -> None:
@@ -33,8 +32,8 @@ class Benchmark:
     """Gets SUITE.parquet."""
     jobs: int | None = None
     """Cells at once; one a core by default."""
-    device: Device = "cpu"
-    """Where networks compute: `cuda` pays for pictures, all cells on one GPU; `auto` is the CPU for tiny_vla."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where policies and critics compute. cuda: all cells share one GPU; worth it with pictures."""
     rank: bool = False
     """Play nothing, but let the critics rank the policy versions of these cells, all finished, as `aloe rank` does."""
 

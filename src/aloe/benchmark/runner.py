@@ -16,7 +16,7 @@ from aloe.benchmark.results import PLAIN, Results, by_cell, cell_seconds, rankin
 from aloe.benchmark.start import StartConfig, check_folder, is_made
 from aloe.benchmark.suites import Suite
 from aloe.loop import Say
-from aloe.policies.flow import chosen_device
+from aloe.policies.flow import check_device
 from aloe.rank import open_run
 from aloe.run import to_plain
 from aloe.training import Device
@@ -97,11 +97,11 @@ def run_benchmark(
         folder: gets a folder for the suite with the runs in it; needed until the cells are finished.
         results: gets `<suite>.parquet`.
         jobs: cells at once; by default one a core.
-        device: where networks compute; all cells share one GPU.
+        device: where policies and critics compute; all cells share one GPU.
 
     Raises:
-        ValueError: an unknown method or seed, folders of another config, cells that cannot be ranked, or cells that failed
-            (after all others), or no GPU.
+        ValueError: an unknown method or seed, no GPU, folders of another config, cells that cannot be ranked, or cells that
+            failed (after all others).
     """
     if not methods or not seeds:
         raise ValueError("nothing to play: name at least one method and one seed")
@@ -110,7 +110,7 @@ def run_benchmark(
     jobs = jobs if jobs is not None else len(os.sched_getaffinity(0))
     if jobs < 1:
         raise ValueError("at least one cell must be played at a time: --jobs")
-    chosen_device(device, "tiny_vla")  # once, not in every cell
+    check_device(device)  # once, not in every cell
     cells = [Cell.of(suite, method, seed, folder, results, device) for seed in seeds for method in methods]
     if rank:
         left = [cell for cell in cells if not cell.is_ranked]

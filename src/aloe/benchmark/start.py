@@ -85,7 +85,7 @@ def make_start(
     """Makes the common start in `root`, or goes on with it, or finds it done. Waits where another process makes it.
 
     Raises:
-        ValueError: the folder holds a start of another config.
+        ValueError: the folder holds a start of another config, or there is no GPU.
     """
     with waiting_lock(root.with_name(root.name + ".lock")):
         check_folder(root, StartConfig.of(config))

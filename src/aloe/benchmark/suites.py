@@ -149,8 +149,8 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
         "demos": {"state": 3, "pictures": 15},  # of each task
     },
 }
-"""The numbers of every suite; so many demonstrations that a clone wins a fifth to a half of its episodes. What is not here
-is `RunConfig`'s default."""
+"""The numbers of every suite. Demonstrations are to be so many that a clone wins a fifth to a half of its episodes.
+What is not here is `RunConfig`'s default."""
 
 WORKERS: Final = 4
 """Worlds at once in a cell: the policy serves them in one batch."""

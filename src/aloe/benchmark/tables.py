@@ -11,7 +11,7 @@ from aloe.benchmark import statistics
 from aloe.benchmark.results import PLAIN, by_cell, start_seconds
 from aloe.benchmark.start import CHOICE
 from aloe.benchmark.statistics import Estimate
-from aloe.benchmark.suites import ABLATIONS, METHODS, REFERENCE
+from aloe.benchmark.suites import ABLATION, ABLATIONS, METHODS, REFERENCE
 
 
 def methods_of(rows: pd.DataFrame) -> list[str]:
@@ -30,6 +30,12 @@ def check_comparable(rows: pd.DataFrame) -> int:
     for name in ("observations", "evaluation_episodes"):
         if rows[name].nunique() > 1:
             raise ValueError(f"rows of {suite} differ in {name}: {sorted(set(rows[name]))}; play the older cells anew")
+    if suite != ABLATION and rows["start_hash"].nunique() > 1:  # there, a variant may have a start of its own
+        newest = rows.loc[rows["start_hash"] != rows["start_hash"].iloc[0], "method"].iloc[0]
+        raise ValueError(
+            f"rows of {suite} began in different ways ({rows['method'].iloc[0]} and {newest} among them): its tasks or its "
+            f"budget have changed; play the older cells anew"
+        )
     for method in methods_of(rows):
         if rows.loc[rows["method"] == method, "config_hash"].nunique() > 1:
             raise ValueError(

@@ -104,15 +104,23 @@ class PolicyBundle:
         return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post, runs_on=runs_on)
 
 
+def check_device(device: Device) -> None:
+    """Raises ValueError if a GPU is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no GPU; give --device cpu, or repair the driver")
+
+
 def chosen_device(device: Device, kind: str) -> str:
-    """Where a policy of this type computes: `auto` is the GPU where there is one, but for tiny_vla.
+    """Where a policy of this type computes: `auto` is the GPU where there is one, but for tiny_vla. On a GPU products of
+    matrices are TF32 from then on, as in LeRobot's own commands.
 
     Raises:
         ValueError: there is no GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no GPU; give --device cpu, or repair the driver")
+    check_device(device)
     on_gpu = device == "cuda" or (device == "auto" and kind != "tiny_vla" and torch.cuda.is_available())
+    if on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = True
     return "cuda" if on_gpu else "cpu"
 
 

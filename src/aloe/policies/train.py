@@ -46,7 +46,7 @@ class PolicyRows:
     conditioned: dict[str, Tensor] | None = None
     """`inputs` under the instruction with the condition of `ActorRows` added, if there is one."""
     device: torch.device | str = "cpu"
-    """Where a batch's pictures are."""
+    """Where a batch's pictures are put: the policy's."""
 
     @staticmethod
     def of(

@@ -74,7 +74,7 @@ def new_policy(
     """A fresh tiny_vla that fits the store; normalised by its demonstrations.
 
     Raises:
-        ValueError: the store holds no demonstrations, or there is no such device.
+        ValueError: the store holds no demonstrations, or there is no GPU.
     """
     frames = store.columns()
     demo = frames.source == Source.DEMO

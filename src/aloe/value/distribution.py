@@ -31,7 +31,7 @@ class ReturnDistribution:
     def __init__(self, network: ChunkCritic, config: FitConfig, bins: int) -> None:
         self.network = network
         self.bins = bins
-        self.network.register_buffer("range", torch.zeros(2))
+        self.network.register_buffer("range", torch.zeros(2, device=network.position.device))
         self.optimizer = torch.optim.AdamW(
             network.parameters(), betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
         )
