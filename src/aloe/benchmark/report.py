@@ -12,12 +12,13 @@ import pandas as pd
 
 from aloe.benchmark.critics import critics_section
 from aloe.benchmark.results import Results
-from aloe.benchmark.suites import ABLATION, METHODS, REFERENCE
+from aloe.benchmark.suites import ABLATION, METHODS
 from aloe.benchmark.tables import curve, methods_of, suite_section
 from aloe.run import write_text
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; yellow is left out, it is too pale for a line.
-_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00")
+# Okabe and Ito's colours, which the colour-blind can tell apart; grey for yellow, which is too pale for a line. The last is
+# ALOE's, by its place in `METHODS`.
+_COLOURS = ("#888888", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#000000")
 _MARKERS = "osD^vPX*<>"
 _AXES = {"episodes": "episodes in the store (demonstrations included)", "human_steps": "environment steps by the human"}
 
@@ -57,14 +58,19 @@ def replace_section(text: str, suite: str, section: str, page: Path) -> str:
 
 
 def draw_curves(rows: pd.DataFrame, path: Path) -> None:
-    """Success over episodes and over the human's steps: interquartile mean of the seeds, with its 95 % interval."""
+    """Success over episodes and over the human's steps: interquartile mean of the seeds, with its 95 % interval.
+
+    Methods that have been played on fewer seeds than others are left out: their curves would begin elsewhere.
+    """
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     places = [*METHODS, *(method for method in methods_of(rows) if method not in METHODS)]
-    for method in methods_of(rows):
+    seeds = rows.groupby("method")["seed"].nunique()
+    drawn = [method for method in methods_of(rows) if seeds[method] == seeds.max()]
+    for method in drawn:
         spent, success = curve(rows, method)
         place = places.index(method)
         colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
-        line = "-" if place < len(_COLOURS) or method == REFERENCE else "--"
+        line = "-" if place < len(_COLOURS) else "--"
         for panel, name in zip(panels, _AXES, strict=True):
             panel.plot(
                 spent[name], [100 * s.value for s in success], line, color=colour, marker=marker, ms=5, label=method
@@ -78,6 +84,7 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("success with nobody watching, percent")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), {rows['seed'].nunique()} seeds")
+    others = "" if len(drawn) == len(seeds) else "; methods with fewer are in the table alone"
+    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), {seeds.max()} seeds{others}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
