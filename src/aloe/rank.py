@@ -165,7 +165,7 @@ def predict(
     version: int,
     estimator: Estimator,
     steps: int,
-    device: Device = "cpu",
+    device: Device,
 ) -> float:
     """Mean value of a version in the start states of the evaluation, by critics trained under it from scratch.
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from aloe.benchmark import statistics
+from aloe.benchmark import report, statistics
 from aloe.benchmark.critics import critics_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
@@ -222,3 +222,14 @@ def test_the_critics_figures_follow_from_the_rows():
 def test_the_command_of_a_ranking_stands_beside_its_figures():
     assert "    aloe benchmark small --methods aloe --seeds 0 1 --rank\n" in suite_section(judged(), None)
     assert "--rank" not in suite_section(table(), None)
+
+
+def test_curves_show_only_methods_of_the_same_seeds(tmp_path, monkeypatch):
+    fewer = table()
+    fewer = fewer[(fewer["method"] != "sft") | (fewer["seed"] == 0)]
+    drawn = []
+    monkeypatch.setattr(report.plt, "close", drawn.append)
+    report.draw_curves(fewer, tmp_path / "x.png")
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["aloe"]
+    assert figure.get_suptitle() == "small (state), 2 seeds; methods of other seeds are in the table alone"

@@ -60,12 +60,13 @@ def replace_section(text: str, suite: str, section: str, page: Path) -> str:
 def draw_curves(rows: pd.DataFrame, path: Path) -> None:
     """Success over episodes and over the human's steps: interquartile mean of the seeds, with its 95 % interval.
 
-    Methods that have been played on fewer seeds than others are left out: their curves would begin elsewhere.
+    Methods that have been played on other seeds than most are left out: their curves would begin elsewhere.
     """
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     places = [*METHODS, *(method for method in methods_of(rows) if method not in METHODS)]
-    seeds = rows.groupby("method")["seed"].nunique()
-    drawn = [method for method in methods_of(rows) if seeds[method] == seeds.max()]
+    seeds = {method: set(rows.loc[rows["method"] == method, "seed"]) for method in methods_of(rows)}
+    most = max(seeds.values(), key=len)
+    drawn = [method for method in seeds if seeds[method] == most]
     for method in drawn:
         spent, success = curve(rows, method)
         place = places.index(method)
@@ -75,7 +76,7 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
             panel.plot(
                 spent[name], [100 * s.value for s in success], line, color=colour, marker=marker, ms=5, label=method
             )
-            if rows.loc[rows["method"] == method, "seed"].nunique() > 1:  # of one seed the spread is not known
+            if len(most) > 1:  # of one seed the spread is not known
                 low, high = (np.array([getattr(s, end) for s in success]) for end in ("low", "high"))
                 panel.fill_between(spent[name], 100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
     for panel, label in zip(panels, _AXES.values(), strict=True):
@@ -84,7 +85,7 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("success with nobody watching, percent")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-    others = "" if len(drawn) == len(seeds) else "; methods with fewer are in the table alone"
-    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), {seeds.max()} seeds{others}")
+    others = "" if len(drawn) == len(seeds) else "; methods of other seeds are in the table alone"
+    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), {len(most)} seeds{others}")
     figure.savefig(path, dpi=130)
     plt.close(figure)

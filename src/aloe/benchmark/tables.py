@@ -31,9 +31,9 @@ def check_comparable(rows: pd.DataFrame) -> int:
         if rows[name].nunique() > 1:
             raise ValueError(f"rows of {suite} differ in {name}: {sorted(set(rows[name]))}; play the older cells anew")
     if suite != ABLATION and rows["start_hash"].nunique() > 1:  # there, a variant may have a start of its own
-        newest = rows.loc[rows["start_hash"] != rows["start_hash"].iloc[0], "method"].iloc[0]
+        other = rows.loc[rows["start_hash"] != rows["start_hash"].iloc[0], "method"].iloc[0]
         raise ValueError(
-            f"rows of {suite} began in different ways ({rows['method'].iloc[0]} and {newest} among them): its tasks or its "
+            f"rows of {suite} began in different ways ({rows['method'].iloc[0]} and {other} among them): its tasks or its "
             f"budget have changed; play the older cells anew"
         )
     for method in methods_of(rows):
