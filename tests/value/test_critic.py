@@ -134,6 +134,14 @@ def test_values_are_the_same_in_training_and_in_evaluation() -> None:
         torch.testing.assert_close(critic(observations, action), training, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_readouts_are_those_of_the_whole_trunk(layers: int) -> None:
+    torch.manual_seed(0)
+    critic = ChunkCritic(CriticConfig(critics=3, width=16, layers=layers, heads=2), SHAPE)
+    tokens = torch.randn(5, 3 + 2 + SHAPE.cameras + SHAPE.horizon, 16)
+    torch.testing.assert_close(critic._read(tokens), critic.trunk(tokens)[:, :3])
+
+
 @pytest.mark.parametrize("wrong", [{"critics": 0}, {"layers": 0}, {"width": 10, "heads": 4}])
 def test_impossible_sizes_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"at least one|multiple of heads"):

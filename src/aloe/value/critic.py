@@ -130,8 +130,20 @@ class ChunkCritic(nn.Module):
         ]
         if action is not None:
             tokens.append(self.action(action.to(device)))
-        hidden = self.trunk(torch.cat(tokens, 1) + self.position)
-        return torch.cat([head(hidden[:, k]) for k, head in enumerate(self.heads)], -1)
+        read = self._read(torch.cat(tokens, 1) + self.position)
+        return torch.cat([head(read[:, k]) for k, head in enumerate(self.heads)], -1)
+
+    def _read(self, hidden: Float[Tensor, "B T W"]) -> Float[Tensor, "B K W"]:
+        """The output of `trunk` at the readouts, its last layer computed for nothing else, which saves a step a fifth."""
+        *before, last = self.trunk.layers
+        for layer in before:
+            hidden = layer(hidden)
+        assert isinstance(last, nn.TransformerEncoderLayer)
+        seen, read = last.norm1(hidden), hidden[:, : len(self.heads)]
+        read = read + last.self_attn(seen[:, : len(self.heads)], seen, seen, need_weights=False)[0]
+        read = read + last.linear2(last.activation(last.linear1(last.norm2(read))))
+        assert self.trunk.norm is not None
+        return self.trunk.norm(read)
 
     def of_samples(self, observations: Observations, actions: Float[Tensor, "B M H A"]) -> Float[Tensor, "B M K"]:
         """Values of M chunks for each observation."""
