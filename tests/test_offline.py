@@ -239,6 +239,17 @@ def test_run_that_was_stopped_ends_with_the_same_weights(data: Path, run: Callab
     assert weights(run() / "rounds/001/pretrained_model") == whole
 
 
+def test_shares_by_who_acted_give_the_batches_that_roots_of_those_actors_would_with_these_shares(
+    run: Callable[..., Path], tmp_path: Path
+) -> None:
+    ends = []
+    for divided in ("--sources.demos", "--experience.demos.ratio"):
+        ends.append(weights(run(divided, 0.5) / "rounds/001/pretrained_model"))
+        shutil.move(tmp_path / "run", tmp_path / divided)
+    assert ends[0] == ends[1]
+    assert ends[0] != weights(run() / "rounds/001/pretrained_model")
+
+
 def test_camera_of_another_name_is_renamed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A recorded `front` is the policy's `top`; a third camera, which the policy does not see, does no harm."""
     other = record(tmp_path / "other", range(4), Source.DEMO, {"front": (32, 32), "side": (16, 16), "wrist": (32, 32)})

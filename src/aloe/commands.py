@@ -9,7 +9,7 @@ from rich.console import Console
 from aloe import stages
 from aloe.config import PRESETS, RunConfig
 from aloe.experience.cache import CacheConfig
-from aloe.experience.mixture import RootConfig, with_roots
+from aloe.experience.mixture import RootConfig, SourceRatios, with_roots
 from aloe.experience.schema import Experience
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
@@ -58,8 +58,10 @@ class LearntFrom:
     root: Path | None = None
     """Folder of the store: a LeRobot v3 dataset with ALOE's columns."""
 
-    def with_roots(self, roots: dict[str, RootConfig], rename: dict[str, str]) -> Experience:
-        return with_roots(None if self.root is None else ExperienceStore.read(self.root), roots, rename)
+    def with_roots(
+        self, roots: dict[str, RootConfig], rename: dict[str, str], sources: SourceRatios | None = None
+    ) -> Experience:
+        return with_roots(None if self.root is None else ExperienceStore.read(self.root), roots, rename, sources)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +187,7 @@ class Critic(FitConfig):
     """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
     rename: dict[str, str] = field(default_factory=dict)
     """Recorded cameras that the policy calls otherwise: --rename.observation.images.top=observation.images.front."""
+    sources: SourceRatios = field(default_factory=SourceRatios)
     output_dir: Path
     """Gets `critic.safetensors` and `advantages.parquet`."""
     tower: Path | None = None
@@ -207,7 +210,7 @@ class Critic(FitConfig):
             return
         bundle = PolicyBundle.load(self.policy.path, self.device)
         seen_through = PolicyBundle.load(self.tower or self.policy.path, self.device)
-        store = self.dataset.with_roots(self.experience, self.rename)
+        store = self.dataset.with_roots(self.experience, self.rename, self.sources)
         stages.check_fits_store(seen_through, store, self.window.horizon)
         store = stages.seen_by(bundle, store, self.window.horizon)
         tower = Tower(bundle=seen_through, image_tokens=self.critic.image_tokens)
@@ -256,6 +259,7 @@ class Improve(ActorConfig):
     """Recorded experience by names of your choice: --experience.demos.root DIR, and so on."""
     rename: dict[str, str] = field(default_factory=dict)
     """Recorded cameras that the policy calls otherwise: --rename.observation.images.top=observation.images.front."""
+    sources: SourceRatios = field(default_factory=SourceRatios)
     advantages: Path
     """`advantages.parquet` of `aloe critic` for this store."""
     output_dir: Path
@@ -274,7 +278,7 @@ class Improve(ActorConfig):
             console.print(f"already done: {self.output_dir / 'pretrained_model'}")
             return
         bundle = PolicyBundle.load(self.policy.path, self.device)
-        store = stages.seen_by(bundle, self.dataset.with_roots(self.experience, self.rename))
+        store = stages.seen_by(bundle, self.dataset.with_roots(self.experience, self.rename, self.sources))
         frames = store.columns()
         windows = make_windows(frames, self.window, return_scale(frames))
         rows = stages.rows_from_advantages(self.advantages, frames, windows)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from aloe.experience.cache import CacheConfig
-from aloe.experience.mixture import RootConfig
+from aloe.experience.mixture import RootConfig, SourceRatios, with_roots
+from aloe.experience.schema import Experience
+from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
 from aloe.methods import qc
 from aloe.methods.aloe import AloeConfig
@@ -66,6 +68,7 @@ class RunConfig:
     """Recorded experience to learn from besides, by names of your choice: `--experience.demos.root DIR`, and so on."""
     rename: dict[str, str] = field(default_factory=dict)
     """Recorded cameras that the policy calls otherwise: `--rename.observation.images.top=observation.images.front`."""
+    sources: SourceRatios = field(default_factory=SourceRatios)
     workers: int = 3
     """Worlds at once, each in a process. Part of the config: it decides the last bits of a policy's output."""
     world: MetaWorldConfig = field(default_factory=MetaWorldConfig)
@@ -100,6 +103,14 @@ class RunConfig:
                 f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
                 f"{self.aloe.samples}"
             )
+
+    def learns_from(self, recorded: ExperienceStore | None) -> Experience:
+        """What the run learns from: the store that it records, None offline, and its roots.
+
+        Raises:
+            ValueError: they do not go together (`with_roots`).
+        """
+        return with_roots(recorded, self.experience, self.rename, self.sources)
 
     @property
     def samples(self) -> int:

@@ -16,7 +16,6 @@ from numpy import ndarray
 from aloe import offline, stages
 from aloe.config import RunConfig, ValueMethod
 from aloe.experience.cache import Cache
-from aloe.experience.mixture import with_roots
 from aloe.experience.schema import Experience
 from aloe.experience.store import ExperienceStore
 from aloe.experience.view import View
@@ -434,7 +433,7 @@ def open_circle(
         return
     with run.locked(), WorldPool(world or config.world, config.workers) as pool:
         store = stages.open_store(run.experience, config.world)
-        experience = with_roots(store, config.experience)
+        experience = config.learns_from(store)
         yield Circle(run=run, config=config, store=store, experience=experience, pool=pool, say=say, device=device)
 
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from aloe import stages
 from aloe.config import RunConfig
-from aloe.experience.mixture import with_roots
 from aloe.experience.schema import Experience, digest_of
 from aloe.experience.windows import Windows, return_scale
 from aloe.policies.flow import PolicyBundle
@@ -25,7 +24,7 @@ def experience(config: RunConfig, policy: Path) -> Experience:
     Raises:
         ValueError: they do not go together, or not with the policy.
     """
-    roots = with_roots(None, config.experience, config.rename)
+    roots = config.learns_from(None)
     source = policy if policy.exists() else config.policy.path
     return roots if source is None else stages.seen_by(PolicyBundle.load(source), roots)
 

@@ -29,7 +29,6 @@ from rich.table import Table
 from aloe import stages
 from aloe.config import RunConfig
 from aloe.evaluation.ranking import regret, spearman
-from aloe.experience.mixture import with_roots
 from aloe.experience.schema import Experience, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
@@ -88,7 +87,7 @@ def rank_run(
     scale = (run.done(0, "demos") or {})["return_scale"]
     rows: list[dict[str, Any]] = []
     with run.locked():
-        store = with_roots(ExperienceStore.read(run.experience), config.experience)
+        store = config.learns_from(ExperienceStore.read(run.experience))
         for version in versions:
             facts = EvaluatedEpisode.read(run.round(version) / "fresh.json")
             row: dict[str, Any] = {

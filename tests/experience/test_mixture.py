@@ -8,10 +8,10 @@ import pytest
 
 from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.importers import import_dataset
-from aloe.experience.mixture import Mixture, RootConfig, open_root, with_roots
+from aloe.experience.mixture import Mixture, RootConfig, SourceRatios, open_root, with_roots
 from aloe.experience.resolve import ImportConfig
 from aloe.experience.store import ExperienceStore
-from aloe.types import Episode, Source
+from aloe.types import NO_POLICY, Episode, Source
 
 MakeEpisode = Callable[..., Episode]
 Record = Callable[..., Path]
@@ -93,6 +93,39 @@ def test_ratios_that_are_not_of_one_whole_are_refused(
 def test_ratio_is_a_share() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         RootConfig(root=Path("x"), ratio=1.2)
+
+
+# ---- who acted
+
+
+def test_batches_are_divided_by_who_acted(store: ExperienceStore, make_episode: MakeEpisode) -> None:
+    store.append(make_episode(0))  # four steps of a policy, two of the human who took over
+    halves = with_roots(store, {}, sources=SourceRatios(demos=0.3, corrections=0.5))
+    store.append(make_episode(1, steps=3, source=np.zeros(3, np.int64), policy_version=np.full(3, NO_POLICY)))
+    assert halves.shares is not None
+    assert halves.shares.ratio == (0.3, None, 0.5)  # demonstrations, rollouts, corrections
+    np.testing.assert_array_equal(halves.shares.part, [1, 1, 1, 1, 2, 2, 0, 0, 0])
+    assert with_roots(store, {}, sources=SourceRatios()) is store
+
+
+def test_batches_divided_by_root_and_by_who_acted_are_refused(two: tuple[ExperienceStore, ExperienceStore]) -> None:
+    roots = {"other": RootConfig(root=two[1].root, ratio=0.5)}
+    with pytest.raises(ValueError, match=r"by root or by who acted; leave out --experience\.other\.ratio or --sources"):
+        with_roots(two[0], roots, sources=SourceRatios(demos=0.5))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "message"),
+    [
+        ({"demos": 1.2}, "between 0 and 1, not at 1.2"),
+        ({"demos": 0.7, "corrections": 0.4}, "--sources.corrections add up to 1.1"),
+        ({"demos": 0.2, "rollouts": 0.2, "corrections": 0.5}, "add up to 0.9; make it 1, or leave out one"),
+    ],
+    ids=["no share", "more", "less"],
+)
+def test_shares_of_sources_that_are_not_of_one_whole_are_refused(ratios: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SourceRatios(**ratios)
 
 
 # ---- datasets of others where they lie

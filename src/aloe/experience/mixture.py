@@ -3,11 +3,11 @@
     --experience.demos.root data/demos --experience.demos.ratio 0.5 --experience.other.root data/other
 
 Every root is used where it lies and is only read. What has no ratio shares what the others leave, by its number of windows;
-where nothing has one, every window counts the same.
+where nothing has one, every window counts the same. Instead of roots, those who acted may have ratios (`SourceRatios`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
@@ -22,8 +22,9 @@ from aloe.experience.labels import SourceName
 from aloe.experience.resolve import ImportConfig
 from aloe.experience.schema import Experience, Frames, has_columns
 from aloe.experience.store import ExperienceStore
-from aloe.experience.view import renamed
+from aloe.experience.view import View, renamed
 from aloe.training import Shares
+from aloe.types import Source
 
 SOURCES: Final[dict[str, SourceName]] = {"demos": "demo", "rollouts": "policy", "corrections": "human"}
 """Name of a root -> who acted there, where neither a column nor `source` says it."""
@@ -43,10 +44,33 @@ class RootConfig(ImportConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ratio is not None and not 0 <= self.ratio <= 1:
-            raise ValueError(f"a ratio lies between 0 and 1, not at {self.ratio}")
+        _check_ratio(self.ratio)
         if self.outcome == "ask":
             raise ValueError("nobody is asked during training; give --outcomes FILE.csv, or use aloe data import")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRatios:
+    """How much of every batch, of critics and policy alike, is of whom. None: what the others leave, by its number of
+    windows. For one store that holds all of them; roots have ratios of their own."""
+
+    demos: float | None = None
+    """Share of the demonstrations."""
+    rollouts: float | None = None
+    """Share of what policies did, of all versions."""
+    corrections: float | None = None
+    """Share of what humans did who took over."""
+
+    def __post_init__(self) -> None:
+        for ratio in self.of_sources:
+            _check_ratio(ratio)
+        _check_whole(("--sources.demos", "--sources.rollouts", "--sources.corrections"), self.of_sources)
+
+    @property
+    def of_sources(self) -> tuple[float | None, ...]:
+        """By the number of `Source`."""
+        ratio = {Source.DEMO: self.demos, Source.POLICY: self.rollouts, Source.HUMAN: self.corrections}
+        return tuple(ratio[source] for source in Source)
 
 
 def open_root(name: str, config: RootConfig) -> Experience:
@@ -70,15 +94,33 @@ def open_root(name: str, config: RootConfig) -> Experience:
 
 
 def with_roots(
-    recorded: ExperienceStore | None, roots: Mapping[str, RootConfig], rename: Mapping[str, str] | None = None
+    recorded: ExperienceStore | None,
+    roots: Mapping[str, RootConfig],
+    rename: Mapping[str, str] | None = None,
+    sources: SourceRatios | None = None,
 ) -> Experience:
     """What a command learns from: the roots, and the store that it was given or records into itself.
 
     rename: recorded key of a camera -> another, in every root that has it (`view.renamed`).
+    sources: shares of a batch by who acted; None: none has one.
 
     Raises:
-        ValueError: there is neither, or they do not go together (see `Mixture`), or no root has a camera to rename.
+        ValueError: there is neither, or they do not go together (see `Mixture`), or no root has a camera to rename, or
+            both roots and sources have ratios.
     """
+    experience = _joined(recorded, roots, rename)
+    if sources is None or all(ratio is None for ratio in sources.of_sources):
+        return experience
+    if given := [name for name, config in roots.items() if config.ratio is not None]:
+        raise ValueError(
+            f"batches are divided by root or by who acted; leave out --experience.{given[0]}.ratio or --sources"
+        )
+    return _BySource(experience, sources)
+
+
+def _joined(
+    recorded: ExperienceStore | None, roots: Mapping[str, RootConfig], rename: Mapping[str, str] | None
+) -> Experience:
     if recorded is not None and "recorded" in roots:
         raise ValueError("the run's own store is called recorded; give --experience.recorded another name")
     opened = {name: open_root(name, config) for name, config in roots.items()}
@@ -114,12 +156,7 @@ class Mixture:
                         f"{parts[name][0]} ({name}) has {what} {value}, {parts[first][0]} ({first}) has {mine[what]}; "
                         "one policy learns from roots of one kind only; leave one out, or record it anew"
                     )
-        total = sum(ratio or 0 for ratio in self._ratio)
-        if total > 1 + 1e-9 or (None not in self._ratio and total < 1 - 1e-9):
-            raise ValueError(
-                f"the ratios of {', '.join(parts)} add up to {total:g}; make it 1, or leave out that of one root, which "
-                "then gets the rest"
-            )
+        _check_whole(tuple(parts), self._ratio)
 
     def __str__(self) -> str:
         return " and ".join(map(str, self._parts))
@@ -188,3 +225,28 @@ def _kind(experience: Experience) -> dict[str, object]:
         "action dimension": experience.action_dim,
         "fps": experience.fps,
     }
+
+
+class _BySource(View):
+    """An experience whose batches are divided by who acted."""
+
+    def __init__(self, experience: Experience, sources: SourceRatios) -> None:
+        super().__init__(experience)
+        self._sources = sources
+
+    @property
+    def shares(self) -> Shares:
+        return Shares(part=self.columns().source, ratio=self._sources.of_sources)
+
+
+def _check_ratio(ratio: float | None) -> None:
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise ValueError(f"a ratio lies between 0 and 1, not at {ratio}")
+
+
+def _check_whole(names: Sequence[str], ratios: Sequence[float | None]) -> None:
+    total = sum(ratio or 0 for ratio in ratios)
+    if total > 1 + 1e-9 or (None not in ratios and total < 1 - 1e-9):
+        raise ValueError(
+            f"the ratios of {', '.join(names)} add up to {total:g}; make it 1, or leave out one, which then gets the rest"
+        )

@@ -149,7 +149,7 @@ class Experience(Protocol):
 
     @property
     def shares(self) -> Shares | None:
-        """How much of a batch is of each root; None: every window counts alike."""
+        """How much of a batch is of each root, or of each who acted; None: every window counts alike."""
         ...
 
     def columns(self) -> Frames:

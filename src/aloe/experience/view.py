@@ -19,11 +19,12 @@ class View:
         self, experience: Experience, cameras: Mapping[str, str] | None = None, episodes: Sequence[int] | None = None
     ) -> None:
         """cameras: name here -> name there, of those that are to be seen; None: all, as they are called.
-        episodes: those that are to be seen, ascending, numbered anew from 0; None: all.
+        episodes: those that are to be seen, ascending, numbered anew from 0; None: all, also those that come
+            later.
         """
         self._whole = experience
         self._name = dict(cameras) if cameras is not None else {name: name for name in experience.cameras}
-        self._episodes = range(len(experience.lengths)) if episodes is None else list(episodes)
+        self._some = None if episodes is None else list(episodes)
 
     def __str__(self) -> str:
         return str(self._whole)
@@ -70,6 +71,10 @@ class View:
             return digest
         # Two cameras may have changed names: what is cached under the old ones is not theirs.
         return hashlib.sha256(f"{digest} {sorted(self._name.items())}".encode()).hexdigest()
+
+    @property
+    def _episodes(self) -> Sequence[int]:
+        return range(len(self._whole.lengths)) if self._some is None else self._some
 
     def _rows(self) -> ndarray:
         """Frames of the episodes."""

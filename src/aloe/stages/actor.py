@@ -152,7 +152,7 @@ def policy_rows(
 
 
 def batch_shares(store: Experience, frames: Frames) -> Shares | None:
-    """How an actor's batches are divided: as the ratios of the roots say, or else by task; None where there is but one.
+    """How an actor's batches are divided: as given ratios say, or else by task; None where there is but one.
 
     A task has the share of a batch that it has of the experience, whatever a method leaves out of it. Otherwise one that
     leaves failures out would teach least where the policy fails most.

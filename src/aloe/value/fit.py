@@ -90,7 +90,7 @@ class CriticData:
     samples: Float32[ndarray, "N M H A"]
     """Chunks of the current policy at every frame, normalised (memory-mapped)."""
     shares: Shares | None = None
-    """How much of a batch is of each root, where there are several."""
+    """How much of a batch is of each root, or of each who acted."""
 
     def chunks(self, rows: Int64[ndarray, "B"], fill: Float[Tensor, "B H A"] | None) -> Float[Tensor, "B H A"]:
         """Executed chunks of the windows; past the end of the fragment `fill`, or zeros."""
