@@ -232,7 +232,7 @@ class Bench:
         # Drawing them was timed above; the critics' time does not depend on what the numbers are.
         shape = (len(inputs.frames), config.samples, CHUNK[config.size], ACTION)
         np.save(samples, np.random.default_rng(0).standard_normal(shape, np.float32))
-        data = stages.critic_data(inputs, samples)
+        data = stages.critic_data(inputs, samples, inputs.windows.frames.shape[1])
         shape = stages.observation_shape(inputs.tower, inputs.windows.frames.shape[1])
         state = stages.new_critic(shape, CriticConfig(), fit, (0,), inputs.tower.device)
         usable, generator = np.flatnonzero(inputs.windows.has_target), torch.Generator().manual_seed(0)

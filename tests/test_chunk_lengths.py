@@ -1,4 +1,4 @@
-"""A policy that predicts six actions, of which critics judge four and the robot executes three: a whole round."""
+"""A policy that predicts six actions, windows of four, and a robot that executes three: a whole round."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,10 @@ def config(policy: Path, **options) -> RunConfig:
     return with_options(with_options(PRESETS["tiny"], {"policy__path": policy}), shorter)
 
 
-def test_critic_and_robot_take_what_they_need_of_a_chunk(policy: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(("judges", "judged"), [("executed", 3), ("whole", 4)])
+def test_critic_and_robot_take_what_they_need_of_a_chunk(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judges: str, judged: int
+) -> None:
     asked: list[tuple[int, int]] = []
     for kind in (PolicyPlayer, BestOfPlayer):
         original = kind.__call__
@@ -36,13 +39,13 @@ def test_critic_and_robot_take_what_they_need_of_a_chunk(policy: Path, tmp_path:
 
         monkeypatch.setattr(kind, "__call__", ask)
     human = replace(PRESETS["tiny"].human, time_fraction=None, patience_steps=None)
-    run = run_circle(config(policy, human=human), tmp_path / "run")
+    run = run_circle(config(policy, human=human, critic__judges=judges), tmp_path / "run")
     # Nobody takes over: two rounds of two episodes and three evaluations of one, of 20 steps at three a decision, or fewer.
     assert {length for _, length in asked} == {6}
     assert 7 <= sum(count for count, _ in asked) <= 7 * 7
     with safe_open(run.round(2) / "critic.safetensors", framework="pt") as critic:
-        # Readouts of 2 critics, state, words, 2 cameras, and 4 actions.
-        assert critic.get_tensor("critic/position").shape[0] == 2 + 1 + 1 + 2 + 4
+        # Readouts of 2 critics, state, words, 2 cameras, and actions.
+        assert critic.get_tensor("critic/position").shape[0] == 2 + 1 + 1 + 2 + judged
     assert np.load(run.cache / "samples" / "002.npy", mmap_mode="r").shape[1:3] == (2, 6)
     assert chunk_shape(PolicyBundle.load(run.policy(2)).policy)[0] == 6
 

@@ -109,7 +109,7 @@ def values(store: ExperienceStore, bundle: PolicyBundle, cache: Path) -> tuple[O
     """What an untrained critic is shown of every frame, and its Q of the executed chunks."""
     inputs = EvaluationInputs.of(store, bundle, Tower(bundle=bundle), Cache(root=cache), WINDOW, 8.0)
     sample_stage(inputs, 2, (0, "sample"), cache / "samples.npy")
-    data = critic_data(inputs, cache / "samples.npy")
+    data = critic_data(inputs, cache / "samples.npy", WINDOW.horizon)
     shape = observation_shape(Tower(bundle=bundle), WINDOW.horizon)
     state = new_critic(shape, CriticConfig(critics=2, width=16, layers=1, heads=2), FitConfig(), (0, "critic"))
     rows = np.arange(len(inputs.frames))

@@ -222,8 +222,9 @@ class Critic(FitConfig):
         if not run.done(0, "sample") or not samples.exists():
             with run.stage(0, "sample"):
                 stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples, self.sample_batch)
-        data = stages.critic_data(inputs, samples)
-        shape = stages.observation_shape(tower, self.window.horizon)
+        judged = stages.judged_actions(self.critic, default_execute(bundle.policy), self.window)
+        data = stages.critic_data(inputs, samples, judged)
+        shape = stages.observation_shape(tower, judged)
         state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"), tower.device)
         if run.done(0, "critic"):
             state.load(self.output_dir / "critic.safetensors")

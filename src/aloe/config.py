@@ -166,14 +166,17 @@ def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
 
 PAPER: dict[str, Any] = {
     "critic__critics": 2,
+    "critic__judges": "whole",
+    "fit__polyak": 0.005,
     "fit__target_aggregation": "min",
     "fit__advantage_aggregation": "min",
     "fit__tail_fill": "zero",
     "aloe__failed_share": 1.0,
     "aloe__best_of": 1,
 }
-"""ALOE as published, where the paper says how: two critics, their minimum, zeros past the end, the whole buffer, no
-choice by critics while collecting. Sizes stay those of this machine; what the paper does not disclose stays the default."""
+"""ALOE as published, where the paper says how: two critics of whole chunks, slow targets, their minimum, zeros past the
+end, the whole buffer, no choice by critics while collecting. Sizes stay those of this machine; what the paper does not disclose stays the
+default."""
 
 QUICKSTART = RunConfig(
     world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),

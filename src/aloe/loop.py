@@ -22,7 +22,15 @@ from aloe.experience.view import View
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, check_device, check_sees_all, chunk_shape
+from aloe.policies.flow import (
+    PolicyBundle,
+    PolicyPlayer,
+    Tower,
+    check_device,
+    check_sees_all,
+    chunk_shape,
+    default_execute,
+)
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, new_folder, write_json
@@ -180,7 +188,7 @@ class Circle:
             with run.stage(index, "sample"):
                 key = (config.seed, "sample", index)
                 stages.sample_stage(inputs, config.samples, key, samples, fit.sample_batch)
-        data = stages.critic_data(inputs, samples)
+        data = stages.critic_data(inputs, samples, self._judged)
         state = self._new_critic(inputs.tower)
         if run.done(index, "critic"):
             state.load(out / "critic.safetensors")
@@ -381,8 +389,15 @@ class Circle:
 
     def _new_critic(self, tower: Tower) -> CriticState:
         config = self.config
-        shape = stages.observation_shape(tower, config.window.horizon)
+        shape = stages.observation_shape(tower, self._judged)
         return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"), tower.device)
+
+    @property
+    def _judged(self) -> int:
+        """E; offline the policy's own config says how much of a chunk is executed."""
+        config = self.config
+        execute = default_execute(self._tower.bundle.policy) if config.offline else config.policy.execute
+        return stages.judged_actions(config.critic, execute, config.window)
 
     @property
     def _held_out(self) -> list[int]:

@@ -180,6 +180,18 @@ def test_executed_chunk_is_shown_as_it_was(data: CriticData) -> None:
     torch.testing.assert_close(data.chunks(np.array([3]), None)[0, 1], torch.zeros(ACTION_DIM))
 
 
+def test_critics_of_the_first_action_learn_the_same_returns_from_it_alone(data: CriticData) -> None:
+    """Steps 0 and 1 are rewarded and the bootstrap is at 2, as for whole chunks."""
+    first = replace(data, samples=data.samples[:, :, :1])
+    torch.testing.assert_close(first.chunks(np.array([1, 3]), None), data.action[[1, 3]][:, None])
+    shape = replace(SHAPE, horizon=1)
+    state = CriticState(ChunkCritic(CriticConfig(critics=2, width=8, layers=1, heads=2), shape), SHORT, None)
+    config = FitConfig(target_samples=1, target_aggregation="min", clamp_targets=False)
+    q = state.target(data.observations(np.array([2])), torch.from_numpy(data.samples[[2], 0, :1]))
+    got = td_target(state, first, np.array([0]), config, DISCOUNT)
+    torch.testing.assert_close(got, -0.375 + 0.25 * q.amin(-1))  # -1/4 - 1/2 * 1/4 + 1/4 * V
+
+
 def test_tail_is_one_of_the_policys_own_chunks_from_that_state(data: CriticData) -> None:
     rows = np.repeat([3, 6], 50)
     fill = tail(data, rows, FitConfig(tail_fill="policy"), generator_for(0))

@@ -36,6 +36,9 @@ def _horizon(steps: int, execute: int) -> Variant:
     return variant
 
 
+_AS_PUBLISHED: Final[dict[str, Any]] = {"critic__judges": "whole", "fit__polyak": 0.005}
+"""Critics of whole chunks, and the targets that go with them in the papers."""
+
 METHODS: Final[dict[str, Variant]] = {
     "sft": _with(method="sft"),
     "dagger": _with(method="dagger"),
@@ -43,11 +46,12 @@ METHODS: Final[dict[str, Variant]] = {
     "awr": _with(method="awr"),
     "awr-filtered": _with(method="awr", awr__failed_share=0.0),
     "recap": _with(method="recap"),
-    "qc": _with(method="qc"),
+    "qc": _with(method="qc", **_AS_PUBLISHED),
     "aloe": _with(method="aloe"),
     "aloe-paper": _with(method="aloe", **PAPER),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
     "aloe-best-of-1": _with(method="aloe", aloe__best_of=1),
+    "aloe-whole": _with(method="aloe", **_AS_PUBLISHED),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 
@@ -57,6 +61,8 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "critics-2": _with(critic__critics=2),
     "critics-10": _with(critic__critics=10),
     "separate-trunks": _with(critic__trunks="separate"),
+    "judges-whole": _with(critic__judges="whole"),
+    "judges-whole-polyak-slow": _with(**_AS_PUBLISHED),
     "target-mean": _with(fit__target_aggregation="mean"),
     "target-mean-std": _with(fit__target_aggregation="mean-std"),
     "advantage-mean": _with(fit__advantage_aggregation="mean"),
@@ -74,7 +80,8 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "samples-16": _with(aloe__samples=16),
     "target-samples-4": _with(fit__target_samples=4),
     "zero-tail": _with(fit__tail_fill="zero"),
-    "polyak-fast": _with(fit__polyak=0.02),
+    "polyak-slow": _with(fit__polyak=0.005),
+    "critic-steps-x2": _with(fit__steps=1000),
     "critic-steps-x4": _with(fit__steps=2000),
     "beta-third": _with(aloe__beta_scale=1 / 3),
     "beta-thrice": _with(aloe__beta_scale=3.0),

@@ -127,8 +127,13 @@ def normalised_actions(inputs: EvaluationInputs) -> torch.Tensor:
     return of_policy
 
 
-def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
-    """Windows, cached features and sampled chunks, ready for the critics."""
+def judged_actions(config: CriticConfig, execute: int, window: WindowConfig) -> int:
+    """E, how many actions of a chunk critics see, where the policy looks again after `execute` of them."""
+    return min(execute, window.horizon) if config.judges == "executed" else window.horizon
+
+
+def critic_data(inputs: EvaluationInputs, samples: Path, judged: int) -> CriticData:
+    """Windows, cached features and sampled chunks, ready for critics that see the first `judged` actions of each."""
     chunks = np.load(samples, mmap_mode="r")
     horizon = inputs.windows.frames.shape[1]
     if len(chunks) != len(inputs.frames):
@@ -138,20 +143,20 @@ def critic_data(inputs: EvaluationInputs, samples: Path) -> CriticData:
         )
     if chunks.shape[2] < horizon:
         raise ValueError(
-            f"the policy predicts chunks of {chunks.shape[2]} actions, the critic judges {horizon}; "
+            f"the policy predicts chunks of {chunks.shape[2]} actions, windows hold {horizon}; "
             f"give --window.horizon {chunks.shape[2]} or less"
         )
     return CriticData(
         windows=inputs.windows,
         observations=observation_source(inputs),
         action=normalised_actions(inputs),
-        samples=chunks[:, :, :horizon],
+        samples=chunks[:, :, :judged],
         shares=inputs.store.shares,
     )
 
 
 def observation_shape(tower: Tower, horizon: int) -> ObservationShape:
-    """What critics see through a tower, and the chunks of `horizon` actions they judge."""
+    """What critics see through a tower, and how many actions they judge."""
     policy = tower.bundle.policy
     assert policy.config.robot_state_feature is not None
     return ObservationShape(

@@ -145,7 +145,7 @@ def trust_stage(
     play. weighted: whether the actor's weights follow the advantages, so that something may be wrong with them.
     """
     sample_stage(fresh, samples, key, chunks, fit.sample_batch)
-    data = critic_data(fresh, chunks)
+    data = critic_data(fresh, chunks, critic.shape.horizon)
     evaluation = evaluate_windows(critic, data, fit)
     value, q = evaluation.best_value if best_of else evaluation.value, evaluation.chunks
     known, realised = fresh.windows.ended, fresh.windows.monte_carlo
@@ -242,7 +242,7 @@ def support_numbers(
         q_samples=evaluation.samples,
         spread_executed=evaluation.q.std(-1),
         spread_samples=evaluation.q_samples.std(-1),
-        distance=chunk_distance(np.asarray(data.samples), executed, data.windows.is_pad),
+        distance=chunk_distance(np.asarray(data.samples), executed, data.windows.is_pad[:, : executed.shape[1]]),
         best=float(seen.max()),
         best_at_step=best_return_at(
             seen, moments(learnt.frames, tasks, steps)[windows.ended], moments(frames, tasks, steps)

@@ -30,6 +30,8 @@ class CriticConfig:
     disclosed.)"""
     trunks: Literal["shared", "separate"] = "shared"
     """One transformer with K readouts (paper), or a transformer for each critic, at K times the cost."""
+    judges: Literal["executed", "whole"] = "executed"
+    """What critics see of a chunk: the actions that are executed before the policy looks again, or all of it (paper)."""
 
     def __post_init__(self) -> None:
         if min(self.critics, self.layers, self.heads, self.image_tokens) < 1:
@@ -49,7 +51,7 @@ class ObservationShape:
     language_dim: int
     action_dim: int
     horizon: int
-    """H; 0 for a state value V(s), which sees no actions."""
+    """E, the actions of a chunk that are judged, from its first on; 0 for a state value V(s), which sees no actions."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ class FitConfig:
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
     """Largest norm of the gradient. (Paper: 1.0.)"""
-    polyak: float = 0.005
+    polyak: float = 0.02
     """Share of the online weights that enters the target weights at each step. (Paper: 0.005.)"""
     bootstrap: Bootstrap = "policy"
     """What stands for V(s_{t+H}) in the target: the mean value of chunks sampled from the current policy (paper), the best
@@ -87,19 +87,20 @@ class CriticData:
     observations: ObservationSource
     action: Float[Tensor, "N A"]
     """Executed actions, normalised."""
-    samples: Float32[ndarray, "N M H A"]
-    """Chunks of the current policy at every frame, normalised (memory-mapped)."""
+    samples: Float32[ndarray, "N M E A"]
+    """Chunks of the current policy at every frame, normalised (memory-mapped), as far as the critics see them."""
     shares: Shares | None = None
     """How much of a batch is of each root, or of each who acted."""
 
-    def chunks(self, rows: Int64[ndarray, "B"], fill: Float[Tensor, "B H A"] | None) -> Float[Tensor, "B H A"]:
-        """Executed chunks of the windows; past the end of the fragment `fill`, or zeros."""
-        chunk = self.action[torch.from_numpy(self.windows.frames[rows])]
-        is_pad = torch.from_numpy(self.windows.is_pad[rows])[..., None]
+    def chunks(self, rows: Int64[ndarray, "B"], fill: Float[Tensor, "B E A"] | None) -> Float[Tensor, "B E A"]:
+        """Executed chunks of the windows, as far as the critics see them; past the end of the fragment `fill`, or zeros."""
+        judged = self.samples.shape[2]
+        chunk = self.action[torch.from_numpy(self.windows.frames[rows, :judged])]
+        is_pad = torch.from_numpy(self.windows.is_pad[rows, :judged])[..., None]
         return torch.where(is_pad, torch.zeros_like(chunk) if fill is None else fill, chunk)
 
     def sampled(self, rows: Int64[ndarray, "B"], which: slice | Int64[ndarray, "B"]) -> Tensor:
-        """(B, m, H, A) for a slice of samples, (B, H, A) for one sample a row."""
+        """(B, m, E, A) for a slice of samples, (B, E, A) for one sample a row."""
         return torch.from_numpy(np.asarray(self.samples[rows, which], dtype=np.float32))
 
 
@@ -211,7 +212,7 @@ def critic_step(
 
 def tail(
     data: CriticData, batch: Int64[ndarray, "B"], config: FitConfig, generator: torch.Generator
-) -> Float[Tensor, "B H A"] | None:
+) -> Float[Tensor, "B E A"] | None:
     """What to show the critic past the end of a fragment: one of the policy's own chunks from that state, at random."""
     if config.tail_fill == "zero":
         return None
