@@ -175,8 +175,8 @@ PAPER: dict[str, Any] = {
     "aloe__best_of": 1,
 }
 """ALOE as published, where the paper says how: two critics of whole chunks, slow targets, their minimum, zeros past the
-end, the whole buffer, no choice by critics while collecting. Sizes stay those of this machine; what the paper does not disclose stays the
-default."""
+end, the whole buffer, no choice by critics while collecting. Sizes stay those of this machine; what the paper does not
+disclose stays the default."""
 
 QUICKSTART = RunConfig(
     world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
