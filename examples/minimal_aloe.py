@@ -133,13 +133,13 @@ class Policy(nn.Module):  # v_theta(x_t, t, s): the velocity that leads from act
         return self.chunk_HA[step % EXECUTE]
 
 
-class Critics(nn.Module):  # Q_1..Q_K(s, a_{t:t+H})
+class Critics(nn.Module):  # Q_1..Q_K(s, a_{t:t+E}): of a chunk they see what is executed
     def __init__(self, look):
         super().__init__()
-        self.look, self.nets = look, nn.ModuleList(mlp(S + H * A, 128, 1) for _ in range(K))
+        self.look, self.nets = look, nn.ModuleList(mlp(S + EXECUTE * A, 128, 1) for _ in range(K))
 
     def forward(self, state_BS, chunk_BHA):
-        x = torch.cat([self.look(state_BS), chunk_BHA.flatten(1)], 1)
+        x = torch.cat([self.look(state_BS), chunk_BHA[:, :EXECUTE].flatten(1)], 1)
         return torch.cat([net(x) for net in self.nets], 1)
 
     def pessimistic(self, state_BS, chunk_BMHA):

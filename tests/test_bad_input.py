@@ -208,7 +208,7 @@ def test_chunk_longer_than_every_episode(complaint, store, tmp_path):
 def test_critic_of_longer_chunks_than_the_policys(complaint, policy, store, tmp_path):
     source = ["--policy.path", policy, "--dataset.root", store, "--window.horizon", 5]
     line = complaint("critic", *source, "--output-dir", tmp_path / "out")
-    assert_says(line, "chunks of 4", "judges 5", "--window.horizon 4 or less")
+    assert_says(line, "chunks of 4", "hold 5", "--window.horizon 4 or less")
     assert not (tmp_path / "out").exists()
 
 

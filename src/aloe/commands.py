@@ -194,6 +194,9 @@ class Critic(FitConfig):
     """Policy whose vision tower the critics see with; --policy.path by default. Keep it over the rounds of a run."""
     warm_start: Path | None = None
     """`critic.safetensors` of an earlier round to go on from."""
+    execute: int | None = None
+    """Actions of a chunk that are executed before the policy predicts again, which critics judge; by default what its
+    config says."""
     scale: float | None = None
     """C, the steps that count as reward -1; by default the mean successful demonstration of the store."""
     seed: int = 0
@@ -222,7 +225,7 @@ class Critic(FitConfig):
         if not run.done(0, "sample") or not samples.exists():
             with run.stage(0, "sample"):
                 stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples, self.sample_batch)
-        judged = stages.judged_actions(self.critic, default_execute(bundle.policy), self.window)
+        judged = stages.judged_actions(self.critic, self.execute or default_execute(bundle.policy), self.window)
         data = stages.critic_data(inputs, samples, judged)
         shape = stages.observation_shape(tower, judged)
         state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"), tower.device)

@@ -164,10 +164,11 @@ def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-PAPER: dict[str, Any] = {
+WHOLE_CHUNKS: dict[str, Any] = {"critic__judges": "whole", "fit__polyak": 0.005}
+"""Critics of whole chunks, and the slow targets that go with them in the papers."""
+
+PAPER: dict[str, Any] = WHOLE_CHUNKS | {
     "critic__critics": 2,
-    "critic__judges": "whole",
-    "fit__polyak": 0.005,
     "fit__target_aggregation": "min",
     "fit__advantage_aggregation": "min",
     "fit__tail_fill": "zero",

@@ -188,7 +188,7 @@ class Circle:
             with run.stage(index, "sample"):
                 key = (config.seed, "sample", index)
                 stages.sample_stage(inputs, config.samples, key, samples, fit.sample_batch)
-        data = stages.critic_data(inputs, samples, self._judged)
+        data = stages.critic_data(inputs, samples, self._judged(inputs.tower))
         state = self._new_critic(inputs.tower)
         if run.done(index, "critic"):
             state.load(out / "critic.safetensors")
@@ -389,14 +389,13 @@ class Circle:
 
     def _new_critic(self, tower: Tower) -> CriticState:
         config = self.config
-        shape = stages.observation_shape(tower, self._judged)
+        shape = stages.observation_shape(tower, self._judged(tower))
         return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"), tower.device)
 
-    @property
-    def _judged(self) -> int:
+    def _judged(self, tower: Tower) -> int:
         """E; offline the policy's own config says how much of a chunk is executed."""
         config = self.config
-        execute = default_execute(self._tower.bundle.policy) if config.offline else config.policy.execute
+        execute = default_execute(tower.bundle.policy) if config.offline else config.policy.execute
         return stages.judged_actions(config.critic, execute, config.window)
 
     @property

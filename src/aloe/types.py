@@ -1,8 +1,8 @@
 """The axis letters of this code base, and the records that cross from one room into another.
 
 Axes, in shape comments and jaxtyping annotations alike:
-    B batch · T steps of one episode · N frames of a store · H steps of an action chunk · A action dimensions
-    S proprioceptive dimensions · K critics · M sampled chunks · C cameras · D features
+    B batch · T steps of one episode · N frames of a store · H steps of an action chunk · E of them that are executed
+    A action dimensions · S proprioceptive dimensions · K critics · M sampled chunks · C cameras · D features
 """
 
 from dataclasses import dataclass, field

@@ -323,7 +323,7 @@ def test_a_cell_stays_finished_when_options_change_that_its_method_does_not_read
 
     before, changed = hashes(SMALL.config), with_options(SMALL.config, {"aloe__clip": 2.0})
     differ = {method for method, after in hashes(changed).items() if after != before[method]}
-    assert differ == {"aloe", "aloe-paper", "aloe-in-sample", "aloe-best-of-1"}
+    assert differ == {"aloe", "aloe-paper", "aloe-in-sample", "aloe-best-of-1", "aloe-whole"}
     changed = with_options(SMALL.config, {"fit__steps": 3})
     differ = {method for method, after in hashes(changed).items() if after != before[method]}
     assert differ == set(METHODS) - {"sft", "dagger", "filtered"}

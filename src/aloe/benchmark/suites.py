@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
-from aloe.config import PAPER, CollectConfig, EvalConfig, RunConfig, with_options
+from aloe.config import PAPER, WHOLE_CHUNKS, CollectConfig, EvalConfig, RunConfig, with_options
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.recipe import ActorConfig
 from aloe.rollout.human import GRADES
@@ -36,9 +36,6 @@ def _horizon(steps: int, execute: int) -> Variant:
     return variant
 
 
-_AS_PUBLISHED: Final[dict[str, Any]] = {"critic__judges": "whole", "fit__polyak": 0.005}
-"""Critics of whole chunks, and the targets that go with them in the papers."""
-
 METHODS: Final[dict[str, Variant]] = {
     "sft": _with(method="sft"),
     "dagger": _with(method="dagger"),
@@ -46,12 +43,12 @@ METHODS: Final[dict[str, Variant]] = {
     "awr": _with(method="awr"),
     "awr-filtered": _with(method="awr", awr__failed_share=0.0),
     "recap": _with(method="recap"),
-    "qc": _with(method="qc", **_AS_PUBLISHED),
+    "qc": _with(method="qc", **WHOLE_CHUNKS),
     "aloe": _with(method="aloe"),
     "aloe-paper": _with(method="aloe", **PAPER),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
     "aloe-best-of-1": _with(method="aloe", aloe__best_of=1),
-    "aloe-whole": _with(method="aloe", **_AS_PUBLISHED),
+    "aloe-whole": _with(method="aloe", **WHOLE_CHUNKS),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 
@@ -62,7 +59,7 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "critics-10": _with(critic__critics=10),
     "separate-trunks": _with(critic__trunks="separate"),
     "judges-whole": _with(critic__judges="whole"),
-    "judges-whole-polyak-slow": _with(**_AS_PUBLISHED),
+    "judges-whole-polyak-slow": _with(**WHOLE_CHUNKS),
     "target-mean": _with(fit__target_aggregation="mean"),
     "target-mean-std": _with(fit__target_aggregation="mean-std"),
     "advantage-mean": _with(fit__advantage_aggregation="mean"),

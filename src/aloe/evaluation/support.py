@@ -8,7 +8,7 @@ from numpy import ndarray
 
 
 def chunk_distance(
-    samples: Shaped[ndarray, "N M H A"], executed: Shaped[ndarray, "N H A"], is_pad: Bool[ndarray, "N H"]
+    samples: Shaped[ndarray, "N M E A"], executed: Shaped[ndarray, "N E A"], is_pad: Bool[ndarray, "N E"]
 ) -> Shaped[ndarray, "N M"]:
     """Root mean square difference of sampled chunks to the executed chunk, over the steps that were executed.
 

@@ -48,39 +48,42 @@ class View:
     @property
     def lengths(self) -> list[int]:
         lengths = self._whole.lengths
-        return [lengths[episode] for episode in self._episodes]
+        return lengths if self._some is None else [lengths[episode] for episode in self._some]
 
     @property
     def shares(self) -> Shares | None:
         shares = self._whole.shares
-        return None if shares is None else replace(shares, part=shares.part[self._rows()])
+        if shares is None or self._some is None:
+            return shares
+        return replace(shares, part=shares.part[self._rows(self._some)])
 
     def columns(self) -> Frames:
-        frames, rows = self._whole.columns(), self._rows()
+        if self._some is None:
+            return self._whole.columns()
+        frames, rows = self._whole.columns(), self._rows(self._some)
         mine = {f.name: getattr(frames, f.name)[rows] for f in fields(Frames) if f.name != "tasks"}
-        mine["episode"] = np.searchsorted(self._episodes, mine["episode"])
+        mine["episode"] = np.searchsorted(self._some, mine["episode"])
         return Frames(**mine, tasks=frames.tasks)
 
     def pictures(self, index: int, every: int = 1, enough: int | None = None) -> dict[str, UInt8[ndarray, "T h w 3"]]:
-        pictures = self._whole.pictures(self._episodes[index], every, enough)
+        pictures = self._whole.pictures(self._there(index), every, enough)
         return {here: pictures[there] for here, there in self._name.items()}
 
     def episode_digest(self, index: int) -> str:
-        digest = self._whole.episode_digest(self._episodes[index])
+        digest = self._whole.episode_digest(self._there(index))
         if all(here == there for here, there in self._name.items()):
             return digest
         # Two cameras may have changed names: what is cached under the old ones is not theirs.
         return hashlib.sha256(f"{digest} {sorted(self._name.items())}".encode()).hexdigest()
 
-    @property
-    def _episodes(self) -> Sequence[int]:
-        return range(len(self._whole.lengths)) if self._some is None else self._some
+    def _there(self, index: int) -> int:
+        """The number of an episode in the whole."""
+        return index if self._some is None else self._some[index]
 
-    def _rows(self) -> ndarray:
-        """Frames of the episodes."""
-        return np.flatnonzero(
-            np.isin(np.repeat(np.arange(len(self._whole.lengths)), self._whole.lengths), self._episodes)
-        )
+    def _rows(self, episodes: Sequence[int]) -> ndarray:
+        """Frames of these episodes of the whole."""
+        lengths = self._whole.lengths
+        return np.flatnonzero(np.isin(np.repeat(np.arange(len(lengths)), lengths), episodes))
 
 
 def renamed(roots: Mapping[str, Experience], rename: Mapping[str, str]) -> dict[str, Experience]:

@@ -25,7 +25,7 @@ class WindowConfig:
     """How recorded steps become windows with rewards. The one owner of horizon and discount."""
 
     horizon: int = 8
-    """H: executed actions in a window, and those of a chunk that critics judge; policies may predict more. (Paper: 50)"""
+    """H: executed actions in a window, after which a target bootstraps; policies may predict more. (Paper: 50)"""
     chunk_discount: float = 0.99
     """Discount over one window; the discount per environment step is its H-th root. (Paper: 0.99 per step.)"""
     failure_penalty: float = 1.0

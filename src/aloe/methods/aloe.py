@@ -7,6 +7,8 @@
 The critics are those of `aloe.value.fit`: chunked temporal-difference learning under the current policy.
 
 Where this departs from the paper, or fills in what it does not disclose:
+- Critics see of a chunk what is executed before the policy looks again, not all of it (`--critic.judges`), and the Polyak
+  step of their target is 0.02 (paper: 0.005).
 - beta is the standard deviation of A over the buffer (not disclosed), eps = 3 (not disclosed).
 - Weights are divided by their mean over the batch, so that the learning rate keeps its meaning.
 - `failed_share`: A compares actions within one state, so in a state that is already lost every action has A near 0 and

@@ -114,12 +114,12 @@ def new_policy(
 
 def check_fits_store(bundle: PolicyBundle, store: Experience, horizon: int | None = None) -> None:
     """Raises ValueError unless the policy was made for pictures, states and actions like those of the store, and where a
-    `horizon` is given that critics judge, for chunks at least that long."""
+    `horizon` of windows is given, for chunks at least that long."""
     check_fits(bundle, f"the store {store}", store.cameras, store.state_dim, store.action_dim)
     predicted = chunk_shape(bundle.policy)[0]
     if horizon is not None and horizon > predicted:
         raise ValueError(
-            f"the policy predicts chunks of {predicted} actions, the critic judges {horizon}; "
+            f"the policy predicts chunks of {predicted} actions, windows hold {horizon}; "
             f"give --window.horizon {predicted} or less"
         )
 

@@ -1,4 +1,4 @@
-"""The ensemble of chunk critics: Q_1..Q_K(s, a_{t:t+H}, l), one small transformer with K readout tokens (paper, "Critic").
+"""The ensemble of chunk critics: Q_1..Q_K(s, a_{t:t+E}, l), one small transformer with K readout tokens (paper, "Critic").
 
 Tokens: K learned readouts, one for proprioception, one for the instruction, one a camera (features of the policy's frozen
 vision tower), one an action of the chunk. Each readout ends in its own MLP head, so the critics share a trunk and
@@ -109,7 +109,7 @@ class ChunkCritic(nn.Module):
             nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)) for _ in range(config.critics)
         )
 
-    def forward(self, observations: Observations, action: Float[Tensor, "B H A"] | None = None) -> Float[Tensor, "B K"]:
+    def forward(self, observations: Observations, action: Float[Tensor, "B E A"] | None = None) -> Float[Tensor, "B K"]:
         """Values of one normalised chunk per observation: (B, K), or (B, K * outputs), on the critic's device.
 
         Raises:
@@ -147,7 +147,7 @@ class ChunkCritic(nn.Module):
         assert self.trunk.norm is not None
         return self.trunk.norm(read)
 
-    def of_samples(self, observations: Observations, actions: Float[Tensor, "B M H A"]) -> Float[Tensor, "B M K"]:
+    def of_samples(self, observations: Observations, actions: Float[Tensor, "B M E A"]) -> Float[Tensor, "B M K"]:
         """Values of M chunks for each observation."""
         batch, samples = actions.shape[:2]
         observations = observations.to(next(self.parameters()).device)  # before they are repeated there
