@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lerobot.policies.factory import get_policy_class
+from safetensors import safe_open
 
 from aloe import cli, stages
 from aloe.config import PRESETS
@@ -134,6 +135,25 @@ def test_critics_are_judged_on_episodes_that_they_were_not_trained_on(
     trust = json.loads((folder / "rounds/001/trust.json").read_text())
     assert trust["numbers"]["episodes"] == len(held_out)
     assert trust["numbers"]["value_rank_correlation"] is not None
+
+
+def judged(critic: Path) -> int:
+    """How many actions the critics of `BRIEF` see; besides, 2 readouts, state, words and 2 cameras have a position each."""
+    with safe_open(critic, framework="pt") as file:
+        return file.get_tensor("critic/position").shape[0] - 6
+
+
+def test_offline_critics_see_what_the_checkpoint_executes_of_a_chunk(run: Callable[..., Path]) -> None:
+    assert judged(run() / "rounds/001/critic.safetensors") == 2  # of 3, by `SMALL`
+
+
+def test_critics_see_as_many_actions_as_are_said_to_be_executed(data: Path, tmp_path: Path) -> None:
+    aloe(
+        "critic", "--policy.path", data / "sft/pretrained_model", "--dataset.root", data / "demos", "--execute", 1,
+        "--window.horizon", 3, "--critic.critics", 2, "--critic.width", 16, "--critic.layers", 1, "--critic.heads", 2,
+        "--steps", 2, "--batch-size", 4, "--aloe.samples", 2, "--output-dir", tmp_path / "critic",
+    )  # fmt: skip
+    assert judged(tmp_path / "critic/critic.safetensors") == 1
 
 
 def report_of(folder: Path) -> dict[str, Any]:
