@@ -193,4 +193,4 @@ def test_critic_judges_fewer_actions_than_the_policy_predicts(
     assert chunk_shape(PolicyBundle.load(tmp_path / "improved/pretrained_model").policy) == (6, 3)
     with pytest.raises(SystemExit):
         aloe("critic", *source, "--output-dir", tmp_path / "long", "--window.horizon", 7)
-    assert "chunks of 6 actions, the critic judges 7; give --window.horizon 6 or less" in capsys.readouterr().err
+    assert "chunks of 6 actions, windows hold 7; give --window.horizon 6 or less" in capsys.readouterr().err
