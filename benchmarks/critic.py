@@ -1,4 +1,5 @@
-"""Critic steps a second: target, gradient step and Polyak step, on random data of the quickstart's shape.
+"""Critic steps a second: target, gradient step and Polyak step, on random data of the quickstart's shape, whole chunks
+of 8 actions judged.
 
 .venv/bin/python benchmarks/critic.py
 """

@@ -205,6 +205,12 @@ def test_chunk_longer_than_every_episode(complaint, store, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_critic_of_no_action(complaint, policy, store, tmp_path):
+    source = ["--policy.path", policy, "--dataset.root", store, "--execute", 0]
+    assert_says(complaint("critic", *source, "--output-dir", tmp_path / "out"), "at least one action", "--execute")
+    assert not (tmp_path / "out").exists()
+
+
 def test_critic_of_longer_chunks_than_the_policys(complaint, policy, store, tmp_path):
     source = ["--policy.path", policy, "--dataset.root", store, "--window.horizon", 5]
     line = complaint("critic", *source, "--output-dir", tmp_path / "out")

@@ -212,6 +212,8 @@ class Critic(FitConfig):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
         bundle = PolicyBundle.load(self.policy.path, self.device)
+        execute = default_execute(bundle.policy) if self.execute is None else self.execute
+        judged = stages.judged_actions(self.critic, execute, self.window)
         seen_through = PolicyBundle.load(self.tower or self.policy.path, self.device)
         store = self.dataset.with_roots(self.experience, self.rename, self.sources)
         stages.check_fits_store(seen_through, store, self.window.horizon)
@@ -225,7 +227,6 @@ class Critic(FitConfig):
         if not run.done(0, "sample") or not samples.exists():
             with run.stage(0, "sample"):
                 stages.sample_stage(inputs, self.aloe.samples, (self.seed, "sample"), samples, self.sample_batch)
-        judged = stages.judged_actions(self.critic, self.execute or default_execute(bundle.policy), self.window)
         data = stages.critic_data(inputs, samples, judged)
         shape = stages.observation_shape(tower, judged)
         state = stages.new_critic(shape, self.critic, self, (self.seed, "new critic"), tower.device)

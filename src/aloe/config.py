@@ -165,7 +165,7 @@ def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
 
 
 WHOLE_CHUNKS: dict[str, Any] = {"critic__judges": "whole", "fit__polyak": 0.005}
-"""Critics of whole chunks, and the slow targets that go with them in the papers."""
+"""Critics of whole chunks and slow targets, as ALOE was published."""
 
 PAPER: dict[str, Any] = WHOLE_CHUNKS | {
     "critic__critics": 2,
