@@ -207,7 +207,9 @@ def test_chunk_longer_than_every_episode(complaint, store, tmp_path):
 
 def test_critic_of_no_action(complaint, policy, store, tmp_path):
     source = ["--policy.path", policy, "--dataset.root", store, "--execute", 0]
-    assert_says(complaint("critic", *source, "--output-dir", tmp_path / "out"), "at least one action", "--execute")
+    assert_says(
+        complaint("critic", *source, "--output-dir", tmp_path / "out"), "chunks of 4 actions", "--execute 1 to 4, not 0"
+    )
     assert not (tmp_path / "out").exists()
 
 

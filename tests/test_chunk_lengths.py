@@ -1,5 +1,7 @@
 """A policy that predicts six actions, windows of four, and a robot that executes three: a whole round."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,6 +50,18 @@ def test_critic_and_robot_take_what_they_need_of_a_chunk(
         assert critic.get_tensor("critic/position").shape[0] == 2 + 1 + 1 + 2 + judged
     assert np.load(run.cache / "samples" / "002.npy", mmap_mode="r").shape[1:3] == (2, 6)
     assert chunk_shape(PolicyBundle.load(run.policy(2)).policy)[0] == 6
+
+
+def test_by_default_as_much_of_a_chunk_is_executed_as_the_checkpoint_says(policy: Path, tmp_path: Path) -> None:
+    policy = Path(shutil.copytree(policy, tmp_path / "policy"))
+    saved = policy / "config.json"
+    saved.write_text(json.dumps(json.loads(saved.read_text()) | {"n_action_steps": 2}))
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[int] = []
+        decide = PolicyPlayer.__call__
+        patch.setattr(PolicyPlayer, "__call__", lambda self, *rows: asked.append(0) or decide(self, *rows))
+        run_circle(config(policy, policy__execute=None, rounds=0), tmp_path / "run")
+    assert len(asked) == 10  # the one evaluation episode: 20 steps, two at a time
 
 
 @pytest.mark.parametrize(

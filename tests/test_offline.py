@@ -147,6 +147,10 @@ def test_offline_critics_see_what_the_checkpoint_executes_of_a_chunk(run: Callab
     assert judged(run() / "rounds/001/critic.safetensors") == 2  # of 3, by `SMALL`
 
 
+def test_offline_it_can_be_said_how_many_actions_the_robot_executed(run: Callable[..., Path]) -> None:
+    assert judged(run("--policy.execute", 1) / "rounds/001/critic.safetensors") == 1
+
+
 def test_critics_see_as_many_actions_as_are_said_to_be_executed(data: Path, tmp_path: Path) -> None:
     aloe(
         "critic", "--policy.path", data / "sft/pretrained_model", "--dataset.root", data / "demos", "--execute", 1,

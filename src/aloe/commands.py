@@ -17,7 +17,7 @@ from aloe.loop import run_circle
 from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.options import parse, take_preset
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, default_execute
+from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, executed_actions
 from aloe.policies.recipe import ActorConfig
 from aloe.report.command import EPISODES
 from aloe.report.folder import RunSoFar
@@ -169,7 +169,7 @@ class Collect:
                 self.human if self.watched else None,
                 episodes=self.episodes,
                 already=already,
-                execute=self.execute or default_execute(bundle.policy),
+                execute=executed_actions(bundle.policy, self.execute),
                 version=self.policy_version,
                 seed=self.seed,
                 round_index=self.round,
@@ -212,8 +212,7 @@ class Critic(FitConfig):
             console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
             return
         bundle = PolicyBundle.load(self.policy.path, self.device)
-        execute = default_execute(bundle.policy) if self.execute is None else self.execute
-        judged = stages.judged_actions(self.critic, execute, self.window)
+        judged = stages.judged_actions(self.critic, executed_actions(bundle.policy, self.execute), self.window)
         seen_through = PolicyBundle.load(self.tower or self.policy.path, self.device)
         store = self.dataset.with_roots(self.experience, self.rename, self.sources)
         stages.check_fits_store(seen_through, store, self.window.horizon)
@@ -331,7 +330,7 @@ class Eval:
                 pool,
                 PolicyPlayer(bundle=bundle),
                 episodes=self.episodes,
-                execute=self.execute or default_execute(bundle.policy),
+                execute=executed_actions(bundle.policy, self.execute),
                 version=0,
                 seed=self.seed,
             )

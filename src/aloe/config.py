@@ -90,7 +90,8 @@ class RunConfig:
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def __post_init__(self) -> None:
-        if self.policy.path is None and self.policy.execute > self.window.horizon:  # a new policy predicts H actions
+        executed = self.policy.execute or 1
+        if self.policy.path is None and executed > self.window.horizon:  # a new policy predicts H actions
             raise ValueError(
                 f"--policy.execute {self.policy.execute} is more than the chunk of --window.horizon {self.window.horizon}"
             )

@@ -29,10 +29,10 @@ from aloe.policies.flow import (
     check_device,
     check_sees_all,
     chunk_shape,
-    default_execute,
+    executed_actions,
 )
 from aloe.policies.train import ActorRows
-from aloe.rollout.pool import ChunkPolicy, WorldPool
+from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder, new_folder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.summary import summary
@@ -166,14 +166,15 @@ class Circle:
                 "something else wrote to it or removed episodes, or another run recorded these very scenes; restore it, or "
                 "choose another --output-dir, and for the same store another --seed"
             )
+        player = self._player(index - 1, choosing=True)
         stages.collect(
             self.store,
             self.pool,
-            self._player(index - 1, choosing=True),
+            player,
             config.human,
             episodes=config.collect.episodes,
             already=already,
-            execute=config.policy.execute,
+            execute=self._executed(player.bundle),
             version=index - 1,
             seed=config.seed,
             round_index=index,
@@ -311,11 +312,12 @@ class Circle:
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
         keeping = self._fresh(version) if stage == "eval" else nullcontext(_forget)
         with self.run.stage(version, stage) as result, keeping as keep:
+            player = self._player(version, choosing or self.config.is_played_with_critics)
             report = stages.measure(
                 self.pool,
-                self._player(version, choosing or self.config.is_played_with_critics),
+                player,
                 episodes=self.config.eval.episodes,
-                execute=self.config.policy.execute,
+                execute=self._executed(player.bundle),
                 version=version,
                 seed=self.config.seed,
                 recorded=self._recorded(version) if stage == "eval" else 0,  # pictures cost more than the rest
@@ -357,7 +359,7 @@ class Circle:
             yield keep
         write_json(self.run.round(version) / "fresh.json", [asdict(fact) for fact in facts])
 
-    def _player(self, version: int, choosing: bool) -> ChunkPolicy:
+    def _player(self, version: int, choosing: bool) -> PolicyPlayer | BestOfPlayer:
         """A policy version as it acts, under the condition that belongs to the method; choosing: by the critics' choice."""
         config, bundle = self.config, PolicyBundle.load(self.run.policy(version), self.device)
         if version and config.method == "recap":
@@ -392,11 +394,12 @@ class Circle:
         shape = stages.observation_shape(tower, self._judged(tower))
         return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"), tower.device)
 
+    def _executed(self, bundle: PolicyBundle) -> int:
+        return executed_actions(bundle.policy, self.config.policy.execute)
+
     def _judged(self, tower: Tower) -> int:
-        """E; offline the policy's own config says how much of a chunk is executed."""
         config = self.config
-        execute = default_execute(tower.bundle.policy) if config.offline else config.policy.execute
-        return stages.judged_actions(config.critic, execute, config.window)
+        return stages.judged_actions(config.critic, self._executed(tower.bundle), config.window)
 
     @property
     def _held_out(self) -> list[int]:
@@ -482,8 +485,8 @@ def run_circle(
             stages.check_fits_world(bundle, config.world)
             check_sees_all(bundle, config.world.camera_sizes)
         predicted = chunk_shape(bundle.policy)[0]
-        played = {} if config.offline else {"policy.execute": config.policy.execute}
-        for option, wanted in {"window.horizon": config.window.horizon, **played}.items():
+        used = {"window.horizon": config.window.horizon, "policy.execute": config.policy.execute or 0}
+        for option, wanted in used.items():
             if wanted > predicted:
                 raise ValueError(
                     f"{config.policy.path} predicts chunks of {predicted} actions; give --{option} {predicted} or less"

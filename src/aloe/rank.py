@@ -32,7 +32,7 @@ from aloe.evaluation.ranking import regret, spearman
 from aloe.experience.schema import Experience, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
-from aloe.policies.flow import PolicyBundle, Tower
+from aloe.policies.flow import PolicyBundle, Tower, executed_actions
 from aloe.returns import monte_carlo_return
 from aloe.run import RunFolder, from_plain, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
@@ -184,7 +184,7 @@ def predict(
     samples = run.cache / "ranking" / f"samples-{version:03d}-{learnt_from}.npy"
     if not samples.exists():
         stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples)
-    judged = stages.judged_actions(config.critic, config.policy.execute, window)
+    judged = stages.judged_actions(config.critic, executed_actions(bundle.policy, config.policy.execute), window)
     shape = stages.observation_shape(tower, judged)
     state = stages.new_critic(shape, config.critic, fit, (config.seed, "rank", estimator), tower.device)
     data = stages.critic_data(inputs, samples, judged)

@@ -219,11 +219,19 @@ def noise_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
     return chunk_shape(policy)[0], family(policy).noise_dim(policy)
 
 
-def default_execute(policy: PreTrainedPolicy) -> int:
-    """Actions of a chunk that the policy's own config executes before it predicts again."""
-    family(policy)
+def executed_actions(policy: PreTrainedPolicy, execute: int | None) -> int:
+    """E, actions of a chunk that are executed before the policy predicts again: `execute`, or what its config says.
+
+    Raises:
+        ValueError: `execute` is no part of a chunk.
+    """
+    predicted = chunk_shape(policy)[0]
+    if execute is not None and not 1 <= execute <= predicted:
+        raise ValueError(
+            f"the policy predicts chunks of {predicted} actions; give --execute 1 to {predicted}, not {execute}"
+        )
     config: Any = policy.config
-    return config.n_action_steps
+    return config.n_action_steps if execute is None else execute
 
 
 def encode_images(policy: PreTrainedPolicy, batch: Batch, tokens: int = 1) -> Float[Tensor, "B CT D"]:

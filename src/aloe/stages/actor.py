@@ -41,6 +41,9 @@ CLONING: dict[CloningMethod, Callable[[Frames, Windows], ActorRows]] = {
 SMALLEST_STD = 1e-2
 """Demonstrations may hold a number still, the grip for example; divided by less, a human's twitch would become enormous."""
 
+EXECUTE = 4
+"""Actions of a chunk that a new policy executes, where nobody says how many."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
@@ -48,8 +51,9 @@ class PolicyConfig:
 
     path: Path | None = None
     """A LeRobot `pretrained_model/` folder to start from, instead of cloning the demonstrations."""
-    execute: int = 4
-    """Actions of a chunk that are executed before the policy predicts again."""
+    execute: int | None = None
+    """Actions of a chunk that are executed before the policy predicts again, which the critics judge; by default what the
+    checkpoint's config says, and at most 4 of a new policy."""
     vision_width: int = 32
     """Channels of the vision tower."""
     keypoints: int = 32
@@ -64,7 +68,8 @@ class PolicyConfig:
     """Euler steps from noise to action."""
 
     def __post_init__(self) -> None:
-        if min(self.execute, self.vision_width, self.keypoints, self.width, self.depth, self.flow_steps) < 1:
+        executed = 1 if self.execute is None else self.execute
+        if min(executed, self.vision_width, self.keypoints, self.width, self.depth, self.flow_steps) < 1:
             raise ValueError("execute, flow_steps and the sizes of the policy must be at least 1")
 
 
@@ -84,7 +89,7 @@ def new_policy(
         device="cpu",
         push_to_hub=False,
         chunk_size=horizon,
-        n_action_steps=config.execute,
+        n_action_steps=config.execute or min(EXECUTE, horizon),
         vision_width=config.vision_width,
         keypoints=config.keypoints,
         width=config.width,

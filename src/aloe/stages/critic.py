@@ -128,13 +128,7 @@ def normalised_actions(inputs: EvaluationInputs) -> torch.Tensor:
 
 
 def judged_actions(config: CriticConfig, execute: int, window: WindowConfig) -> int:
-    """E, how many actions of a chunk critics see, where the policy looks again after `execute` of them.
-
-    Raises:
-        ValueError: `execute` is less than 1.
-    """
-    if execute < 1:
-        raise ValueError(f"at least one action of a chunk is executed, not {execute}: --execute")
+    """How many actions of a chunk critics see, where the policy looks again after `execute` of them."""
     return min(execute, window.horizon) if config.judges == "executed" else window.horizon
 
 
