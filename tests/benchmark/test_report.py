@@ -1,6 +1,8 @@
 """Tables and plots, from rows alone."""
 
 import json
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +13,8 @@ from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION
 from aloe.benchmark.tables import check_comparable, methods_of, suite_section
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -233,3 +237,17 @@ def test_curves_show_only_methods_of_the_same_seeds(tmp_path, monkeypatch):
     (figure,) = drawn
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["aloe"]
     assert figure.get_suptitle() == "small (state), 2 seeds; methods of other seeds are in the table alone"
+
+
+def test_the_readme_says_what_the_results_do():
+    lines = re.findall(r"\(`([a-z-]+)`\) \| (.*) \|", (ROOT / "README.md").read_text())
+    assert len(lines) == 3
+    for suite, numbers in lines:
+        found = Results(ROOT / "results", suite).read()
+        found = found[found["measurement"] == PLAIN].assign(success=lambda r: 100 * r.successes / r.evaluation_episodes)
+        seeds, clone, *others = (int(number) for number in numbers.split(" | "))
+        for method, said in zip(("filtered", "dagger", "aloe"), others, strict=True):
+            cells = found[found["method"] == method]
+            assert cells["seed"].nunique() == seeds
+            assert said == round(cells.loc[cells["round"] == 5, "success"].mean())
+            assert clone == pytest.approx(cells.loc[cells["round"] == 0, "success"].mean(), abs=1)

@@ -339,3 +339,56 @@ def test_replan_inside_a_window_biases_where_the_world_is_random(slippery: bool)
         assert mixed > 0.03
     else:
         assert mixed == pytest.approx(clean, abs=1e-3)
+
+
+def looking_again(behaviour: list[tuple[int, ...]], horizon: int) -> tuple[Recorded, Windows, float]:
+    """Data of a behaviour that chooses every action anew, all its windows of H steps, and the discount a step."""
+    recorded = record(corridor(), [[(a,) for a in actions] for actions in behaviour], episodes=12_000)
+    config = WindowConfig(horizon=horizon, chunk_discount=0.95**horizon)  # the same a step for every H
+    return recorded, make_windows(recorded.frames, config, SCALE), config.discount
+
+
+LEAP_FROM_EVEN = [(WALK,) if s % 2 else (LEAP,) for s in range(STATES)]
+
+
+def error_of_first_actions(critic: nn.Module, judged: Plan, exact: dict[tuple[int, Chunk], float]) -> np.ndarray:
+    """Q - Q^pi of what the policy does next in each state, as a share of its range; `judged`: what the critic sees."""
+    first = [chunks[0] for chunks in judged]
+    with torch.no_grad():
+        q = critic(observe(np.arange(STATES)), torch.from_numpy(one_hot(np.array(first)))).mean(-1).numpy()
+    truth = np.array([exact[s, chunk[:1]] for s, chunk in enumerate(first)])
+    return (q - truth) / (truth.max() - truth.min())
+
+
+@pytest.mark.slow
+def test_plans_that_are_not_carried_out_are_valued_too_high_and_their_executed_part_is_not() -> None:
+    """A policy looks again after each action, and plans two: from an odd state to walk, and to leap from where that leads.
+    Where it slips it walks again instead, so that critics of whole chunks know this plan by its good luck alone."""
+    recorded, windows, discount = looking_again(LEAP_FROM_EVEN, 2)
+    acts: Plan = [[a] * 2 for a in LEAP_FROM_EVEN]
+    plans: Plan = [[(WALK, LEAP)] * 2 if s % 2 else [(LEAP, LEAP)] * 2 for s in range(STATES)]
+    exact = exact_q(corridor(), acts, acts, discount)
+    executed = error_of_first_actions(table(1, critic_data(recorded, windows, acts), discount), acts, exact)
+    whole = error_of_first_actions(table(2, critic_data(recorded, windows, plans), discount), plans, exact)
+    print(f"executed part: off by {np.abs(executed).max():.4f}; whole plans: {whole.round(4)}")
+    assert np.abs(executed).max() < 0.02
+    assert whole.min() > -0.02
+    assert whole[1::2].max() > 0.05
+
+
+@pytest.mark.slow
+def test_steps_after_the_executed_part_pull_the_value_towards_whoever_made_the_data() -> None:
+    """The price of a bootstrap after H steps where E < H are judged; after E steps there is none."""
+    behaviour = [(WALK, LEAP, RETREAT)] * STATES
+    current: Plan = [[a] * 2 for a in LEAP_FROM_EVEN]
+    errors = {}
+    for horizon in (1, 3):
+        recorded, windows, discount = looking_again(behaviour, horizon)
+        exact = exact_q(corridor(), current, current, discount)
+        errors[horizon] = error_of_first_actions(
+            table(1, critic_data(recorded, windows, current), discount), current, exact
+        )
+    print(f"off by {errors[1].round(4)} with a bootstrap after each step, {errors[3].round(4)} after three")
+    assert np.abs(errors[1]).max() < 0.02
+    assert errors[3].max() < -0.02
+    assert errors[3].min() < -0.5
