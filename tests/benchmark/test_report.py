@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from aloe.benchmark import report, statistics
+from aloe.benchmark.ablations import question_section
 from aloe.benchmark.critics import critics_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
-from aloe.benchmark.suites import ABLATION
+from aloe.benchmark.suites import ABLATION, QUESTIONS
 from aloe.benchmark.tables import check_comparable, methods_of, suite_section
 
 ROOT = Path(__file__).parents[2]
@@ -143,14 +144,38 @@ def test_the_report_fills_its_section_and_leaves_the_rest_of_the_page(tmp_path):
     assert page.read_text() == text
 
 
-def test_ablations_have_a_table_and_no_curves(tmp_path):
-    Results(tmp_path, ABLATION).add([row | {"suite": ABLATION} for row in rows()])
+def test_ablations_have_a_table_for_each_question_and_no_curves(tmp_path):
+    variants = {"sft": "zero-tail"}
+    mine = [
+        row | {"suite": ABLATION, "method": variants.get(row["method"], row["method"])} for row in rows(("choice",))
+    ]
+    Results(tmp_path, ABLATION).add(mine)
     page = tmp_path / "results.md"
-    page.write_text(f"<!-- benchmark:{ABLATION} -->\n<!-- /benchmark -->\n")
+    names = [ABLATION, *(f"{ABLATION} {question}" for question in QUESTIONS)]
+    page.write_text("".join(f"<!-- benchmark:{name} -->\n<!-- /benchmark -->\n" for name in names))
     assert write_report([ABLATION], tmp_path, page) == [page]
-    assert "| `aloe` | 2 | 80 (70 to 90) |" in page.read_text()
-    assert ".png" not in page.read_text()
+    sections = dict(re.findall(r"<!-- benchmark:(.*?) -->(.*?)<!-- /benchmark -->", page.read_text(), re.DOTALL))
+    # success of the default 90 and 70, of the variant 40 and 60: 50 and 10 points less, each beside the default of its seed
+    default = "| `aloe` | 2 | 30 | 80 (70 to 90) | - | 20 (20 to 20) | - | - | - | - | - | - |"
+    assert default in sections[f"{ABLATION} ensemble"]
+    assert sections[f"{ABLATION} ensemble"].count("\n| ") == 3  # head, rule and the default: no other has been played
+    tail = "| `zero-tail` | 2 | 30 | 50 (40 to 60) | -30 (-50 to -10) | 20 (20 to 20) | - | - | - | - | - | - |"
+    assert f"{default}\n{tail}" in sections[f"{ABLATION} tail"]
+    assert "    aloe benchmark ablations-state --methods aloe zero-tail --seeds 0 1\n" in sections[ABLATION]
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_question_of_the_ablations_names_the_critics_figures():
+    said = question_section(judged(), "tail")
+    assert (
+        "| rank correlation of V | bias of V | error of V | steps from drop to failure | samples above executed |"
+        in said
+    )
+    # correlation 0.9 and 0.7; samples 0.25 above executed in both
+    assert (
+        "| `aloe` | 2 | 30 | 80 (70 to 90) | - | - | 0.80 (0.70 to 0.90) | - | - | - | +0.25 (+0.25 to +0.25) | - |"
+        in said
+    )
 
 
 def test_a_page_without_the_section_is_named_and_left_alone(tmp_path):

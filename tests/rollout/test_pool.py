@@ -105,6 +105,13 @@ def test_policy_always_gets_a_row_for_each_worker(pool):
     assert set(policy.rows) == {2}
 
 
+def test_policy_is_asked_once_for_all_worlds_that_play(pool):
+    policy = Listener()
+    episodes = list(pool.play(REQUESTS, policy, execute=3, policy_version=0, record=False))
+    assert [episode.steps for episode in episodes] == [12] * 4
+    assert len(policy.told) == 8  # two episodes for each of two workers, a call every 3 of 12 steps
+
+
 def test_unrecorded_episodes_are_the_recorded_ones_without_pictures(pool, whole):
     for full, bare in zip(whole, play(pool, record=False), strict=True):
         assert bare.images == {}

@@ -75,9 +75,15 @@ def _judgements(judged: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
 
 
 def _trust_row(mine: pd.DataFrame, method: str, index: int) -> list[str]:
-    said = [json.loads(text) for text in mine["trust"]]
-    cells = [_mean_and_ends([number(one["trust"]) for one in said], form) for form, number in _COLUMNS.values()]
-    return [f"`{method}`", str(index), str(len(said)), *cells, str(sum(bool(one["warnings"]) for one in said))]
+    warned = sum(bool(json.loads(text)["warnings"]) for text in mine["trust"])
+    return [f"`{method}`", str(index), str(len(mine)), *trust_cells(mine, [*_COLUMNS]), str(warned)]
+
+
+def trust_cells(judged: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """The numbers under these headings: mean over the rows, which are to be of different seeds, with the ends."""
+    said = [json.loads(text)["trust"] for text in judged["trust"]]
+    wanted = [_COLUMNS[name] for name in columns]
+    return [_mean_and_ends([number(numbers) for numbers in said], form) for form, number in wanted]
 
 
 def _ranking_rows(ranked: pd.DataFrame, method: str) -> list[list[str]]:

@@ -10,10 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from aloe.benchmark.ablations import question_section
 from aloe.benchmark.critics import critics_section
 from aloe.benchmark.results import Results
-from aloe.benchmark.suites import ABLATION, METHODS
-from aloe.benchmark.tables import curve, methods_of, suite_section
+from aloe.benchmark.suites import ABLATION, METHODS, QUESTIONS
+from aloe.benchmark.tables import curve, methods_of, origin_section, suite_section
 from aloe.run import write_text
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; grey for yellow, which is too pale for a line. The last is
@@ -26,7 +27,8 @@ _AXES = {"episodes": "episodes in the store (demonstrations included)", "human_s
 def write_report(suites: Sequence[str], results: Path, page: Path) -> list[Path]:
     """Replaces the section of every suite in `page`, and draws its curves beside it; returns what was written.
 
-    A section stands between the lines <!-- benchmark:NAME --> and <!-- /benchmark -->.
+    A section stands between the lines <!-- benchmark:SUITE --> and <!-- /benchmark -->. The ablations have one more for
+    each of their `QUESTIONS`, <!-- benchmark:ablations-state QUESTION -->.
 
     Raises:
         ValueError: a suite has no results, or the page no section for it. Nothing has been written then.
@@ -37,22 +39,29 @@ def write_report(suites: Sequence[str], results: Path, page: Path) -> list[Path]
     # The ablations have one round, and so no curves.
     pictures = {suite: page.with_name(f"benchmark-{suite}.png") for suite in suites if suite != ABLATION}
     for suite in suites:
-        picture = pictures[suite].name if suite in pictures else None
-        text = replace_section(text, suite, suite_section(rows[suite], picture, critics_section(rows[suite])), page)
+        for name, section in _sections(suite, rows[suite], pictures.get(suite)).items():
+            text = replace_section(text, name, section, page)
     for suite, path in pictures.items():
         draw_curves(rows[suite], path)
     write_text(page, text)
     return [page, *pictures.values()]
 
 
-def replace_section(text: str, suite: str, section: str, page: Path) -> str:
-    """The page with a new section for the suite."""
-    begin, end = f"<!-- benchmark:{suite} -->", "<!-- /benchmark -->"
+def _sections(suite: str, rows: pd.DataFrame, picture: Path | None) -> dict[str, str]:
+    if suite == ABLATION:
+        tables = {f"{suite} {question}": question_section(rows, question) for question in QUESTIONS}
+        return tables | {suite: origin_section(rows)}
+    return {suite: suite_section(rows, picture.name if picture else None, critics_section(rows))}
+
+
+def replace_section(text: str, name: str, section: str, page: Path) -> str:
+    """The page with a new section of this name."""
+    begin, end = f"<!-- benchmark:{name} -->", "<!-- /benchmark -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
         raise ValueError(
-            f"{page} has no place for {suite}; add the lines {begin} and {end} where its tables shall stand"
+            f"{page} has no place for {name}; add the lines {begin} and {end} where its tables shall stand"
         )
     return f"{before}{begin}\n\n{section}\n\n{end}{after}"
 

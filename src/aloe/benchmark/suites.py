@@ -52,50 +52,80 @@ METHODS: Final[dict[str, Variant]] = {
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 
-ABLATIONS: Final[dict[str, Variant]] = {
-    "aloe": _with(),
-    "critics-1": _with(critic__critics=1),
-    "critics-2": _with(critic__critics=2),
-    "critics-10": _with(critic__critics=10),
-    "separate-trunks": _with(critic__trunks="separate"),
-    "judges-whole": _with(critic__judges="whole"),
-    "judges-whole-polyak-slow": _with(**WHOLE_CHUNKS),
-    "target-mean": _with(fit__target_aggregation="mean"),
-    "target-mean-std": _with(fit__target_aggregation="mean-std"),
-    "advantage-mean": _with(fit__advantage_aggregation="mean"),
-    "advantage-mean-std": _with(fit__advantage_aggregation="mean-std"),
-    "horizon-1": _horizon(1, execute=1),
-    "horizon-4": _horizon(4, execute=2),
-    "horizon-16": _horizon(16, execute=2),
-    "horizon-16-execute-16": _horizon(16, execute=16),
-    "execute-1": _horizon(8, execute=1),
-    "execute-4": _horizon(8, execute=4),
-    "execute-8": _horizon(8, execute=8),
-    "in-sample": _with(fit__bootstrap="in-sample"),
-    "monte-carlo": _with(fit__bootstrap="monte-carlo"),
-    "samples-2": _with(aloe__samples=2),
-    "samples-16": _with(aloe__samples=16),
-    "target-samples-4": _with(fit__target_samples=4),
-    "zero-tail": _with(fit__tail_fill="zero"),
-    "polyak-slow": _with(fit__polyak=0.005),
-    "critic-steps-x2": _with(fit__steps=1000),
-    "critic-steps-x4": _with(fit__steps=2000),
-    "beta-third": _with(aloe__beta_scale=1 / 3),
-    "beta-thrice": _with(aloe__beta_scale=3.0),
-    "clip-1": _with(aloe__clip=1.0),
-    "half-demos": _with(sources__demos=0.5),
-    "half-corrections": _with(sources__corrections=0.5),
-    "sources-alike": _with(sources__demos=1 / 3, sources__corrections=1 / 3),
-    "failed-kept": _with(aloe__failed_share=1.0),
-    "penalty-0": _with(window__failure_penalty=0.0),
-    "penalty-3": _with(window__failure_penalty=3.0),
-    "failures-equal": _with(window__failure_steps=60),
-    "cut-bootstraps": _with(window__cut="bootstrap"),
-    "best-of-32": _with(aloe__best_of=32),
-    "filtered": _with(method="filtered"),
-    "dagger": _with(method="dagger"),
+QUESTIONS: Final[dict[str, dict[str, Variant]]] = {
+    "methods": {
+        "filtered": _with(method="filtered"),
+        "dagger": _with(method="dagger"),
+    },
+    "judges": {
+        "judges-whole": _with(critic__judges="whole"),
+        "judges-whole-polyak-slow": _with(**WHOLE_CHUNKS),
+    },
+    "bootstrap": {
+        "in-sample": _with(fit__bootstrap="in-sample"),
+        "monte-carlo": _with(fit__bootstrap="monte-carlo"),
+    },
+    "ensemble": {
+        "critics-1": _with(critic__critics=1),
+        "critics-2": _with(critic__critics=2),
+        "critics-10": _with(critic__critics=10),
+        "separate-trunks": _with(critic__trunks="separate"),
+    },
+    "aggregation": {
+        "target-mean": _with(fit__target_aggregation="mean"),
+        "target-mean-std": _with(fit__target_aggregation="mean-std"),
+        "advantage-mean": _with(fit__advantage_aggregation="mean"),
+        "advantage-mean-std": _with(fit__advantage_aggregation="mean-std"),
+    },
+    "horizon": {
+        "horizon-1": _horizon(1, execute=1),
+        "horizon-4": _horizon(4, execute=2),
+        "horizon-16": _horizon(16, execute=2),
+        "horizon-16-execute-16": _horizon(16, execute=16),
+        "execute-1": _horizon(8, execute=1),
+        "execute-4": _horizon(8, execute=4),
+        "execute-8": _horizon(8, execute=8),
+    },
+    "samples": {
+        "samples-2": _with(aloe__samples=2),
+        "samples-16": _with(aloe__samples=16),
+        "target-samples-4": _with(fit__target_samples=4),
+        "best-of-32": _with(aloe__best_of=32),
+    },
+    "tail": {
+        "zero-tail": _with(fit__tail_fill="zero"),
+    },
+    "fitting": {
+        "polyak-slow": _with(fit__polyak=0.005),
+        "critic-steps-x2": _with(fit__steps=1000),
+        "critic-steps-x4": _with(fit__steps=2000),
+    },
+    "weights": {
+        "beta-third": _with(aloe__beta_scale=1 / 3),
+        "beta-thrice": _with(aloe__beta_scale=3.0),
+        "clip-1": _with(aloe__clip=1.0),
+    },
+    "mixture": {
+        "half-demos": _with(sources__demos=0.5),
+        "half-corrections": _with(sources__corrections=0.5),
+        "sources-alike": _with(sources__demos=1 / 3, sources__corrections=1 / 3),
+    },
+    "failures": {
+        "failed-kept": _with(aloe__failed_share=1.0),
+        "penalty-0": _with(window__failure_penalty=0.0),
+        "penalty-3": _with(window__failure_penalty=3.0),
+        "failures-equal": _with(window__failure_steps=60),
+        "cut-bootstraps": _with(window__cut="bootstrap"),
+    },
 }
-"""One improvement on the first round's data each, with one thing changed; two other methods to measure them by."""
+"""What the ablations ask, and the variants that answer it: one improvement on the first round's data each, with one thing
+changed; `methods` are two others to measure them by."""
+
+ABLATIONS: Final[dict[str, Variant]] = {
+    REFERENCE: _with(),
+    **{name: variant for variants in QUESTIONS.values() for name, variant in variants.items()},
+}
+"""Everything that can be played in the suite of ablations."""
 
 
 @dataclass(frozen=True, kw_only=True)

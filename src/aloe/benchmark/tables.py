@@ -81,11 +81,14 @@ def suite_section(rows: pd.DataFrame, picture: str | None, critics: Sequence[str
         parts.append(f"![success over episodes and over human steps]({picture})")
     parts += [
         *critics,
-        _commands(rows),
-        _origin(rows),
-        _details(rows),
+        origin_section(rows),
     ]
     return "\n\n".join(parts)
+
+
+def origin_section(rows: pd.DataFrame) -> str:
+    """The commands, cost, commits and machine of a suite's cells, and every number in them."""
+    return "\n\n".join([_commands(rows), _origin(rows), _details(rows)])
 
 
 _HEAD = (
@@ -101,14 +104,14 @@ _EVERY = (
 
 def _method_row(rows: pd.DataFrame, method: str, last: int) -> list[str]:
     at_last = rows[(rows["method"] == method) & (rows["measurement"] == PLAIN) & (rows["round"] == last)]
-    plain = np.array([*_at(rows, method, last, PLAIN).values()])
+    plain = np.array([*rates(rows, method, last, PLAIN).values()])
     return [
         f"`{method}`",
         str(len(plain)),
-        percent(statistics.interquartile_mean(plain)),
+        measured(rows, method, last, PLAIN),
         f"{100 * plain.mean():.0f}",
         *(f"{at_last[name].mean():.0f}" for name in ("throughput", "episodes", "human_steps")),
-        *(_measured(rows, method, last, name) for name in (CHOICE, "disturbance", "unseen")),
+        *(measured(rows, method, last, name) for name in (CHOICE, "disturbance", "unseen")),
     ]
 
 
@@ -128,13 +131,14 @@ def _by_task(told: pd.DataFrame, last: int) -> str:
     return markdown_table(["method", "seeds", *tasks], lines)
 
 
-def _measured(rows: pd.DataFrame, method: str, last: int, measurement: str) -> str:
-    rates = np.array([*_at(rows, method, last, measurement).values()])
-    return percent(statistics.interquartile_mean(rates)) if len(rates) else "-"
+def measured(rows: pd.DataFrame, method: str, last: int, measurement: str) -> str:
+    """Interquartile mean over seeds with its interval; - where that has not been measured."""
+    found = np.array([*rates(rows, method, last, measurement).values()])
+    return percent(statistics.interquartile_mean(found)) if len(found) else "-"
 
 
 def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
-    ours, theirs = (_at(rows, method, last, PLAIN) for method in (REFERENCE, other))
+    ours, theirs = (rates(rows, method, last, PLAIN) for method in (REFERENCE, other))
     starts = dict(zip(zip(rows["method"], rows["seed"], strict=True), rows["start_hash"], strict=True))
     both = [seed for seed in ours if seed in theirs and starts[REFERENCE, seed] == starts[other, seed]]
     chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
@@ -145,11 +149,11 @@ def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
     return [f"`{other}`", str(len(both)), percent(difference, "+.0f"), _with_interval(chance, ".2f")]
 
 
-def _at(rows: pd.DataFrame, method: str, index: int, measurement: str) -> dict[int, float]:
+def rates(rows: pd.DataFrame, method: str, index: int, measurement: str) -> dict[int, float]:
     """Success rate of one round by seed; empty where nothing was measured."""
     mine = rows.loc[(rows["method"] == method) & (rows["measurement"] == measurement) & (rows["round"] == index)]
-    rates = mine["successes"] / mine["evaluation_episodes"]
-    return {int(seed): float(rate) for seed, rate in sorted(zip(mine["seed"], rates, strict=True))}
+    found = mine["successes"] / mine["evaluation_episodes"]
+    return {int(seed): float(rate) for seed, rate in sorted(zip(mine["seed"], found, strict=True))}
 
 
 def percent(estimate: Estimate, form: str = ".0f") -> str:
@@ -230,9 +234,9 @@ def curve(rows: pd.DataFrame, method: str) -> tuple[dict[str, list[float]], list
     """Where a method stood after each round (means over seeds of `episodes` and `human_steps`), and its success there."""
     mine = rows.loc[(rows["method"] == method) & (rows["measurement"] == PLAIN)]
     rounds = sorted(set(mine["round"]))
-    rates = np.array([[*_at(rows, method, index, PLAIN).values()] for index in rounds])
+    found = np.array([[*rates(rows, method, index, PLAIN).values()] for index in rounds])
     spent = {
         name: [float(mine.loc[mine["round"] == index, name].mean()) for index in rounds]
         for name in ("episodes", "human_steps")
     }
-    return spent, statistics.interquartile_means(rates.T)
+    return spent, statistics.interquartile_means(found.T)
