@@ -203,14 +203,22 @@ def test_seeds_of_a_method_under_different_configs_are_not_averaged():
         check_comparable(mixed)
 
 
-def test_seeds_from_another_start_are_not_paired():
+def test_methods_without_a_seed_in_common_are_not_paired():
     apart = table()
-    apart["suite"] = ABLATION
-    apart.loc[(apart["method"] == "sft") & (apart["seed"] == 1), "start_hash"] = "def"
-    section = suite_section(apart, "x.png")
-    assert "| `sft` | 1 | +50 | 1.00 (1.00 to 1.00) |" in section  # of seed 0 alone: 90 - 40
-    apart["start_hash"] = apart["method"]
+    apart.loc[apart["method"] == "sft", "seed"] += 2
     assert "| `sft` | 0 | - | 1.00 (1.00 to 1.00) |" in suite_section(apart, "x.png")
+    apart.loc[(apart["method"] == "sft") & (apart["seed"] == 2), "seed"] = 0
+    assert "| `sft` | 1 | +50 | 1.00 (1.00 to 1.00) |" in suite_section(apart, "x.png")  # of seed 0 alone: 90 - 40
+
+
+def test_an_ablation_with_a_start_of_its_own_shows_its_clone_and_is_set_beside_the_default_of_its_seed():
+    own = table().replace({"method": {"sft": "horizon-1"}}).assign(suite=ABLATION)
+    mine = own["method"] == "horizon-1"
+    own.loc[mine, "start_hash"] = "def"
+    own.loc[mine & (own["round"] == 0) & (own["measurement"] == PLAIN), "successes"] = 40
+    said = question_section(own, "horizon")
+    assert "| `aloe` | 2 | 30 | 80 (70 to 90) | - |" in said
+    assert "| `horizon-1` | 2 | 40 | 50 (40 to 60) | -30 (-50 to -10) |" in said  # 40 - 90 and 60 - 70
 
 
 def test_a_suite_that_changed_does_not_stand_beside_its_older_rows():

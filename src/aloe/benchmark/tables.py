@@ -139,14 +139,19 @@ def measured(rows: pd.DataFrame, method: str, last: int, measurement: str) -> st
 
 def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
     ours, theirs = (rates(rows, method, last, PLAIN) for method in (REFERENCE, other))
-    starts = dict(zip(zip(rows["method"], rows["seed"], strict=True), rows["start_hash"], strict=True))
-    both = [seed for seed in ours if seed in theirs and starts[REFERENCE, seed] == starts[other, seed]]
     chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
+    both = len(ours.keys() & theirs.keys())
+    return [f"`{other}`", str(both), difference(rows, REFERENCE, other, last), _with_interval(chance, ".2f")]
+
+
+def difference(rows: pd.DataFrame, method: str, other: str, last: int) -> str:
+    """How many points of success `method` is above `other`: mean over the seeds that both have; - without any."""
+    ours, theirs = (rates(rows, name, last, PLAIN) for name in (method, other))
+    both = sorted(ours.keys() & theirs.keys())
     if not both:
-        return [f"`{other}`", "0", "-", _with_interval(chance, ".2f")]
+        return "-"
     pairs = np.array([[ours[seed], theirs[seed]] for seed in both])
-    difference = statistics.paired_difference(pairs[:, 0], pairs[:, 1])
-    return [f"`{other}`", str(len(both)), percent(difference, "+.0f"), _with_interval(chance, ".2f")]
+    return percent(statistics.paired_difference(pairs[:, 0], pairs[:, 1]), "+.0f")
 
 
 def rates(rows: pd.DataFrame, method: str, index: int, measurement: str) -> dict[int, float]:
