@@ -99,6 +99,8 @@ class RunConfig:
             raise ValueError("--rename is for recorded cameras; a world's pictures have the policy's names")
         if self.rounds < 0 or self.seed < 0 or self.workers < 1:
             raise ValueError("--rounds and --seed must not be negative, --workers at least 1")
+        if self.method == "qc":
+            qc.check_options(self.fit)
         if self.method == "aloe" and self.fit.target_samples > self.aloe.samples:
             raise ValueError(
                 f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "

@@ -138,6 +138,18 @@ def test_a_finished_cell_is_not_played_again_even_without_its_folder(played, tmp
 
 
 @pytest.mark.slow
+def test_a_cell_is_not_played_beside_cells_of_another_start(played, tmp_path):
+    shutil.copytree(played[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "runs" / "small" / "aloe-0")
+    other = rows(tmp_path).query("not (method == 'aloe' and seed == 0)")
+    other.loc[(other["seed"] == 0) & (other["round"] == 0), "throughput"] += 0.5
+    other.to_parquet(tmp_path / "results" / "small.parquet", index=False)
+    with pytest.raises(ValueError, match="seed 0 of small: sft and aloe did not begin alike"):
+        play_cell(Cell.of(SMALL, "aloe", 0, tmp_path / "runs", tmp_path / "results"), lambda line: None)
+    assert not (tmp_path / "runs" / "small" / "aloe-0" / "rounds" / "001" / "critic.done.json").exists()
+
+
+@pytest.mark.slow
 def test_a_finished_run_leaves_no_cache_and_no_partial_file(played):
     left = [p.name for p in (played[0] / "runs").rglob("*") if p.name == "cache" or p.name.endswith(".partial")]
     assert left == []
@@ -147,19 +159,21 @@ def test_a_finished_run_leaves_no_cache_and_no_partial_file(played):
 def test_a_killed_benchmark_goes_on_and_ends_with_the_same_rows(played, tmp_path):
     process = subprocess.Popen([sys.executable, __file__, str(tmp_path)])
     until = time.monotonic() + 300
-    while not (tmp_path / "results" / "small.parquet").exists():  # one cell is finished, the other is being played
+    half_way = tmp_path / "runs" / "small" / "aloe-0" / "rounds" / "001" / "critic.done.json"
+    while not half_way.exists():  # sft is finished, aloe is in its first round
         assert process.poll() is None
         assert time.monotonic() < until
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finished = rows(tmp_path)
+    finished, fitted = rows(tmp_path), half_way.read_bytes()
     assert play(tmp_path, seeds=(0,))[0] == "1 of 2 cells are finished already"
     decided = [name for name in COLUMNS if not name.endswith("_seconds") and name != "commit"]
     expected = rows(played[0]).query("seed == 0").reset_index(drop=True)
     pd.testing.assert_frame_equal(rows(tmp_path)[decided], expected[decided])
     kept = rows(tmp_path).merge(finished, how="inner")  # in all columns, the seconds too: not played again
     assert len(kept) == len(finished) == 3
+    assert half_way.read_bytes() == fitted  # its seconds, too: what was done of the other was not done again
     for method in METHODS_PLAYED:
         weights = Path("runs") / "small" / f"{method}-0" / "rounds/002/pretrained_model/model.safetensors"
         assert (tmp_path / weights).read_bytes() == (played[0] / weights).read_bytes()
@@ -198,6 +212,27 @@ def test_only_what_is_finished_and_still_there_can_be_ranked(played, tmp_path):
         rank(tmp_path)
     shutil.copytree(played[0] / "results", tmp_path / "results")
     with pytest.raises(ValueError, match=r"aloe-0 cannot be ranked, its folder .*aloe-0 is gone"):
+        rank(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_is_ranked_by_the_benchmark_only_for_its_own_rows(played, tmp_path):
+    shutil.copytree(played[0], tmp_path, dirs_exist_ok=True)
+    mine = tmp_path / "runs" / "small" / "aloe-0"
+    other = rows(tmp_path)
+    other.loc[(other["method"] == "aloe") & (other["round"] == 2), "successes"] ^= 1  # 0 <-> 1, 2 <-> 3
+    other.to_parquet(tmp_path / "results" / "small.parquet", index=False)
+    with pytest.raises(
+        ValueError, match=r"aloe-0 cannot be ranked, .* is not the run that is in .*: success in round 2"
+    ):
+        rank(tmp_path)
+    (mine / "rounds" / "002" / "eval.done.json").unlink()
+    with pytest.raises(ValueError, match=r"success in round 2 is None in the one, \d of 3 in the other"):
+        rank(tmp_path)
+    config = json.loads((mine / "config.json").read_text())
+    config["improve"]["steps"] += 1
+    (mine / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="aloe-0 was made with another config"):
         rank(tmp_path)
 
 
@@ -323,7 +358,7 @@ def test_a_cell_stays_finished_when_options_change_that_its_method_does_not_read
 
     before, changed = hashes(SMALL.config), with_options(SMALL.config, {"aloe__clip": 2.0})
     differ = {method for method, after in hashes(changed).items() if after != before[method]}
-    assert differ == {"aloe", "aloe-paper", "aloe-in-sample", "aloe-best-of-1", "aloe-whole"}
+    assert differ == {method for method in METHODS if method.startswith("aloe")}
     changed = with_options(SMALL.config, {"fit__steps": 3})
     differ = {method for method, after in hashes(changed).items() if after != before[method]}
     assert differ == set(METHODS) - {"sft", "dagger", "filtered"}

@@ -13,7 +13,7 @@ from aloe.benchmark.critics import critics_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION, QUESTIONS
-from aloe.benchmark.tables import check_comparable, methods_of, suite_section
+from aloe.benchmark.tables import check_comparable, methods_of, origin_section, suite_section
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,6 +112,23 @@ def test_hours_count_a_common_start_once_a_seed():
     # without perturbed rows: 2 methods x 2 seeds x 2 rounds of 1800 s are 14,400 s; a start is 1800 + 600 s, and of
     # the four starts two were only copied: 14,400 - 4800 = 9600 s = 2.67 h
     assert "4 cells, 2.7 hours of one core." in suite_section(table(()), "x.png")
+
+
+def test_hours_count_the_start_that_a_variant_made_for_itself():
+    # as above, but sft has starts of its own: none of the four was only copied, so all 14,400 s = 4.0 h
+    own = table(()).assign(suite=ABLATION)
+    own.loc[own["method"] == "sft", "start_hash"] = "def"
+    assert "4 cells, 4.0 hours of one core." in origin_section(own)
+
+
+def test_cells_of_a_seed_whose_start_was_made_twice_are_not_set_side_by_side():
+    other = table()
+    mine = (other["method"] == "sft") & (other["seed"] == 1) & (other["round"] == 0)
+    other.loc[mine & (other["measurement"] == "disturbance"), "throughput"] += 0.5
+    with pytest.raises(ValueError, match=r"seed 1 of small: aloe and sft did not begin alike \(disturbance\)"):
+        check_comparable(other)
+    other.loc[mine, "start_hash"] = "def"  # a start of its own, as variants of the ablations may have
+    assert check_comparable(other.assign(suite=ABLATION)) == 1
 
 
 def test_methods_stand_in_the_order_of_the_suites_with_unknown_ones_last():

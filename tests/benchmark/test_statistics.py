@@ -37,7 +37,7 @@ def test_no_seed_is_an_error():
         interquartile_mean(np.array([]))
 
 
-def test_a_curve_is_resampled_by_whole_seeds():
+def test_each_round_of_a_curve_has_the_interval_of_its_seeds():
     # seed 0 rises from 0.1 to 0.3, seed 1 from 0.5 to 0.9: means 0.3 and 0.6, each interval from one seed to the other
     first, last = interquartile_means(np.array([[0.1, 0.3], [0.5, 0.9]]))
     assert (first.low, first.value, first.high) == pytest.approx((0.1, 0.3, 0.5))

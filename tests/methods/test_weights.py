@@ -62,6 +62,15 @@ def test_weight_is_the_clipped_exponential_of_the_advantage_in_standard_deviatio
     assert actor.rows.tolist() == [0, 1, 2, 3]
 
 
+def test_a_smaller_beta_is_sharper() -> None:
+    # A = 1, 1, -1, -1: standard deviation 1, so A / beta is 2 and -2 with half of it, 0.5 and -0.5 with twice.
+    frames = two_steps_each(DEMO, HUMAN)
+    windows = make_windows(frames, WindowConfig(horizon=2), 2.0)
+    for scale, exponent in ((0.5, 2.0), (2.0, 0.5)):
+        actor = aloe.actor_rows(windows, judged(1, 1, -1, -1), aloe.AloeConfig(beta_scale=scale))
+        assert actor.weight == pytest.approx(np.exp([exponent, exponent, -exponent, -exponent]))
+
+
 @pytest.mark.parametrize(("share", "rows"), [(0.0, [0, 1]), (0.5, [0, 1, 2, 3])])
 def test_windows_of_a_failed_fragment_count_by_their_share(share: float, rows: list[int]) -> None:
     frames = two_steps_each(DEMO, POLICY)
@@ -123,6 +132,18 @@ def test_awr_weighs_by_the_return_above_the_buffers_value() -> None:
     assert actor.rows.tolist() == [0, 1, 2, 3]
 
 
+def test_awr_takes_sharpness_clip_and_the_share_of_failures_from_its_options() -> None:
+    # As above, A = 0.5, 1, -0.5, 0 with standard deviation 0.559; with half of it A / beta = 1.79, 3.58, -1.79, 0, clipped
+    # at 2. The last two are of a failed fragment and count half.
+    frames = two_steps_each(DEMO, POLICY)
+    windows = make_windows(frames, WindowConfig(horizon=2, chunk_discount=1.0), 2.0)
+    config = awr.AwrConfig(beta_scale=0.5, clip=2.0, failed_share=0.5)
+    actor = awr.actor_rows(windows, np.full(4, -1, np.float32), config)
+    first = 1 / np.sqrt(0.3125)
+    expected = [np.exp(first), np.exp(2), 0.5 * np.exp(-first), 0.5]
+    assert actor.weight == pytest.approx(expected, rel=1e-5)
+
+
 def test_awr_leaves_out_what_has_no_known_return() -> None:
     frames = two_steps_each(DEMO, (Source.POLICY, "timeout"))
     windows = make_windows(frames, WindowConfig(horizon=2, chunk_discount=1.0, timeout="bootstrap"), 2.0)
@@ -156,10 +177,22 @@ def test_recap_calls_the_best_share_of_each_task_and_all_that_people_did_positiv
     assert actor.rows.tolist() == list(range(10))
 
 
+def test_recap_calls_nothing_of_the_policy_positive_whose_advantage_is_unknown() -> None:
+    # Policy: two steps that fail, with advantages -2 and -1, and two before a time-out, of which nothing is known.
+    frames = two_steps_each(POLICY, (Source.POLICY, "timeout"))
+    windows = make_windows(frames, WindowConfig(horizon=2, timeout="bootstrap"), 2.0)
+    assert windows.has_target.tolist() == [True, True, False, False]
+    advantage = np.array([-2, -1, 0, 0], np.float32)
+    # Half of the known are above their median -1.5.
+    good = recap.is_positive(frames, windows, advantage, recap.RecapConfig(positive_share=0.5))
+    assert good.tolist() == [False, True, False, False]
+
+
 def test_q_chunking_clones_everything_and_bootstraps_from_the_best_of_its_samples() -> None:
     frames = two_steps_each(DEMO, POLICY)
     actor = qc.actor_rows(make_windows(frames, WindowConfig(horizon=2), 2.0))
     assert actor.rows.tolist() == [0, 1, 2, 3]
     assert set(actor.weight.tolist()) == {1.0}
     fit = qc.fit_config(FitConfig(steps=7), qc.QcConfig(samples=5))
-    assert (fit.bootstrap, fit.target_samples, fit.target_aggregation, fit.steps) == ("best-of", 5, "mean", 7)
+    assert (fit.bootstrap, fit.target_samples, fit.steps) == ("best-of", 5, 7)
+    assert (fit.target_aggregation, fit.advantage_aggregation) == ("mean", "mean")

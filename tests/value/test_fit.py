@@ -255,6 +255,17 @@ def test_windows_without_target_teach_nothing(data: CriticData) -> None:
     assert_same(weights(state), weights(other))
 
 
+def test_without_bootstrap_windows_of_unknown_return_teach_nothing(data: CriticData) -> None:
+    # Frame 7 has a next state to bootstrap from, but its fragment runs into the time-out: nobody knows its return.
+    assert data.windows.ended.tolist() == [True] * 7 + [False] * 3
+    unknown = np.where(data.windows.ended, data.windows.monte_carlo, np.nan).astype(np.float32)
+    spoiled = replace(data, windows=replace(data.windows, monte_carlo=unknown))
+    config = replace(SHORT, bootstrap="monte-carlo")
+    state = make_state(config)
+    fit_critic(state, spoiled, config, DISCOUNT, (0,))
+    assert all(tensor.isfinite().all() for tensor in weights(state).values())
+
+
 def test_data_without_any_target_are_refused(data: CriticData) -> None:
     nothing = replace(data, windows=replace(data.windows, has_target=np.zeros(COUNT, bool)))
     with pytest.raises(ValueError, match="no window has a target"):

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
 import torch
 
-from aloe.benchmark.results import PLAIN, Results
+from aloe.benchmark.results import PLAIN, Results, check_one_start
 from aloe.benchmark.start import (
     CHOICE,
     StartConfig,
@@ -27,14 +29,14 @@ from aloe.benchmark.start import (
     stage_of,
     waiting_lock,
 )
-from aloe.benchmark.suites import Suite, method_config
+from aloe.benchmark.suites import BUDGET, Suite, method_config
 from aloe.config import RunConfig, unread_groups
 from aloe.loop import Say, run_circle
 from aloe.rank import ESTIMATORS, rank_run
 from aloe.run import RunFolder, from_plain, to_plain
 from aloe.training import Device
 
-RANK_STEPS: Final = 500
+RANK_STEPS: Final[int] = BUDGET["fit"]["steps"]
 """Steps of each estimator for each policy version that is ranked: those of one round of a suite."""
 
 
@@ -91,6 +93,11 @@ class Cell:
         chooses = self.config.best_of > 1 and not self.config.is_played_with_critics
         return self.perturbations + ((CHOICE,) if chooses else ())
 
+    def measured(self, index: int) -> dict[str, str]:
+        """Measurements of a round's policy -> the stages that make them."""
+        more = self.at_last if index == self.config.rounds else self.perturbations if index == 0 else ()
+        return {PLAIN: "eval"} | {name: stage_of(name) for name in more}
+
     @property
     def config_hash(self) -> str:
         """Of all that decides the cell's rows, the number of rounds included, but for the seed: equal for all seeds of a
@@ -133,10 +140,32 @@ def play_cell(cell: Cell, say: Say = print) -> None:
         commit = code_version()  # before the hours in which the code may change
         begin_cell(cell.config, play_start(cell, say), cell.root)
         check_folder(cell.root, cell.config)
+        check_start(cell)
         run = run_circle(cell.config, cell.root, say=say, device=cell.device)
         measure_more(cell.config, run, cell.config.rounds, cell.at_last, say, cell.device)
         Results(cell.results, cell.suite).add(cell_rows(cell, run, commit))
         shutil.rmtree(run.cache, ignore_errors=True)  # the largest part of a run, and it can be made anew
+
+
+def check_start(cell: Cell) -> None:
+    """Raises ValueError if finished cells of this seed had another making of the start than this one has, before hours go
+    into what cannot be compared."""
+    results, run = Results(cell.results, cell.suite), RunFolder(cell.root)
+    if not results.path.exists():
+        return
+    here = {"suite": cell.suite, "method": cell.method, "seed": cell.seed, "round": 0}
+    mine = [
+        here
+        | {
+            "measurement": name,
+            "start_hash": _start_hash(cell.config),
+            **_success(run, 0, stage, cell.config.eval.episodes),
+        }
+        for name, stage in cell.measured(0).items()
+    ]
+    rows = results.read()
+    others = rows.loc[(rows["seed"] == cell.seed) & (rows["method"] != cell.method)]
+    check_one_start(pd.concat([others, pd.DataFrame(mine)]))
 
 
 def rank_cell(cell: Cell, say: Say = print) -> None:
@@ -158,12 +187,10 @@ def rank_cell(cell: Cell, say: Say = print) -> None:
 
 def cell_rows(cell: Cell, run: RunFolder, commit: str) -> list[dict[str, Any]]:
     """The measurements of a finished run: every round, and what else the first and the last were measured in."""
-    rows, last = [], cell.config.rounds
+    rows = []
     for entry in json.loads((run.root / "summary.json").read_text())["rounds"]:
         index = entry["round"]
-        more = cell.at_last if index == last else cell.perturbations if index == 0 else ()
-        measured = {PLAIN: "eval"} | {name: stage_of(name) for name in more}
-        for measurement, stage in measured.items():
+        for measurement, stage in cell.measured(index).items():
             rows.append(
                 {
                     "suite": cell.suite,
@@ -257,6 +284,8 @@ def main() -> None:
             raise ValueError("the code has changed since the benchmark was started; start it again")
         {"start": play_start, "cell": play_cell, "rank": rank_cell}[order["what"]](cell, say)
     except (ValueError, OSError) as error:
+        traceback.print_exc()  # a log is all that is left of hours
+        sys.stderr.flush()  # the parent shows the last line, which is to be the short one
         print(f"{' '.join(str(error).split())}", flush=True)
         sys.exit(2)
 

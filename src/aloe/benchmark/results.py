@@ -40,7 +40,7 @@ COLUMNS: Final[dict[str, str]] = {
     "start_hash": "str",  # of those that shape the common start
     "trust": "string",  # JSON: numbers and warnings about the round's critics, as in `summary.json`; missing without any
     "ranking": "string",  # JSON: what `aloe rank` says of the round's policy version; missing where it was not asked
-    "commit": "str",
+    "commit": "str",  # of the code that finished the cell; its start and first rounds may be of an older one
     "machine": "str",
 }
 
@@ -106,6 +106,24 @@ class Results:
             yield
         finally:
             os.close(handle)
+
+
+def check_one_start(rows: pd.DataFrame) -> None:
+    """Raises ValueError if cells that should share a start were given different makings of it.
+
+    Other code or another machine rounds otherwise and makes another start of the same options. A pair of cells would then
+    compare the starts, too. What the clone reached tells: `throughput` counts every step of its evaluation.
+    """
+    clones = rows.loc[rows["round"] == 0]
+    for (seed, _, measurement), mine in clones.groupby(["seed", "start_hash", "measurement"]):
+        other = mine.loc[mine["throughput"] != mine["throughput"].iloc[0], "method"]
+        if len(other):
+            suite, first = mine["suite"].iloc[0], mine["method"].iloc[0]
+            raise ValueError(
+                f"seed {seed} of {suite}: {first} and {other.iloc[0]} did not begin alike ({measurement}), as their common "
+                "start was made twice, and other code or another machine makes another; play all methods of the seed anew "
+                "with another --results and --output-dir"
+            )
 
 
 def by_cell(rows: pd.DataFrame) -> dict[tuple[str, int], pd.DataFrame]:

@@ -140,7 +140,8 @@ def check_starts(cells: Sequence[Cell]) -> None:
 
 
 def check_can_be_ranked(cells: Sequence[Cell]) -> None:
-    """Raises ValueError if a cell is not finished, its folder is gone, or it has nothing that could be ranked."""
+    """Raises ValueError if a cell is not finished, its folder is gone or another run's, or it has nothing that could be
+    ranked."""
     for cell in cells:
         if not cell.is_finished:
             raise ValueError(f"{cell.name} is not finished, so it cannot be ranked; first play it, without --rank")
@@ -148,7 +149,17 @@ def check_can_be_ranked(cells: Sequence[Cell]) -> None:
             raise ValueError(
                 f"{cell.name} cannot be ranked, its folder {cell.root} is gone; play it anew with another --results"
             )
-        open_run(cell.root)
+        check_folder(cell.root, cell.config)
+        run, _, _ = open_run(cell.root)
+        rows = Results(cell.results, cell.suite).cell(cell.method, cell.seed, cell.config_hash)
+        for row in rows.loc[rows["measurement"] == PLAIN].itertuples():
+            there = (run.done(int(row.round), "eval") or {}).get("success")
+            if there != row.successes / row.evaluation_episodes:
+                raise ValueError(
+                    f"{cell.name} cannot be ranked, its folder {cell.root} is not the run that is in {cell.results}: "
+                    f"success in round {row.round} is {there} in the one, {row.successes} of {row.evaluation_episodes} in the "
+                    "other; give its own --results"
+                )
 
 
 class _Play:

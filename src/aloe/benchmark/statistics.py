@@ -37,13 +37,14 @@ def interquartile_mean(scores: Float64[ndarray, "n"]) -> Estimate:
 
 
 def interquartile_means(scores: Float64[ndarray, "n R"]) -> list[Estimate]:
-    """The same for every round; a bootstrap sample takes whole seeds, not single rounds of them."""
+    """The same for every round, each by itself: no interval says anything about several rounds at once."""
     rounds = range(scores.shape[1])
     return _estimates([scores[:, None]], lambda x: np.array([metrics.aggregate_iqm(x[..., r]) for r in rounds]))
 
 
 def paired_difference(ours: Float64[ndarray, "n"], theirs: Float64[ndarray, "n"]) -> Estimate:
-    """Mean over seeds of ours - theirs. Both had the same start with the same seed, which the difference takes out."""
+    """Mean over seeds of ours - theirs: what the two of a seed have in common, its scenes and mostly its start, is taken
+    out."""
     return _estimates([(ours - theirs)[:, None]], lambda x: np.array([metrics.aggregate_mean(x)]))[0]
 
 

@@ -47,7 +47,11 @@ METHODS: Final[dict[str, Variant]] = {
     "aloe": _with(method="aloe"),
     "aloe-paper": _with(method="aloe", **PAPER),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
+    "aloe-monte-carlo": _with(method="aloe", fit__bootstrap="monte-carlo"),
     "aloe-best-of-1": _with(method="aloe", aloe__best_of=1),
+    "aloe-even": _with(
+        method="aloe", aloe__beta_scale=1e6
+    ),  # successes alike: the critics choose while collecting, no more
     "aloe-whole": _with(method="aloe", **WHOLE_CHUNKS),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
@@ -82,9 +86,9 @@ QUESTIONS: Final[dict[str, dict[str, Variant]]] = {
         "horizon-4": _horizon(4, execute=2),
         "horizon-16": _horizon(16, execute=2),
         "horizon-16-execute-16": _horizon(16, execute=16),
-        "execute-1": _horizon(8, execute=1),
-        "execute-4": _horizon(8, execute=4),
-        "execute-8": _horizon(8, execute=8),
+        "execute-1": _with(policy__execute=1),
+        "execute-4": _with(policy__execute=4),
+        "execute-8": _with(policy__execute=8),
     },
     "samples": {
         "samples-2": _with(aloe__samples=2),
@@ -97,8 +101,8 @@ QUESTIONS: Final[dict[str, dict[str, Variant]]] = {
     },
     "fitting": {
         "polyak-slow": _with(fit__polyak=0.005),
-        "critic-steps-x2": _with(fit__steps=1000),
-        "critic-steps-x4": _with(fit__steps=2000),
+        "critic-steps-x2": lambda config: with_options(config, {"fit__steps": 2 * config.fit.steps}),
+        "critic-steps-x4": lambda config: with_options(config, {"fit__steps": 4 * config.fit.steps}),
     },
     "weights": {
         "beta-third": _with(aloe__beta_scale=1 / 3),
@@ -114,7 +118,7 @@ QUESTIONS: Final[dict[str, dict[str, Variant]]] = {
         "failed-kept": _with(aloe__failed_share=1.0),
         "penalty-0": _with(window__failure_penalty=0.0),
         "penalty-3": _with(window__failure_penalty=3.0),
-        "failures-equal": _with(window__failure_steps=60),
+        "failures-equal": lambda config: with_options(config, {"window__failure_steps": config.world.max_steps}),
         "cut-bootstraps": _with(window__cut="bootstrap"),
     },
 }

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from aloe.benchmark import statistics
-from aloe.benchmark.results import PLAIN, by_cell, start_seconds
+from aloe.benchmark.results import PLAIN, by_cell, check_one_start, start_seconds
 from aloe.benchmark.start import CHOICE
 from aloe.benchmark.statistics import Estimate
 from aloe.benchmark.suites import ABLATION, ABLATIONS, METHODS, REFERENCE
@@ -24,7 +24,8 @@ def check_comparable(rows: pd.DataFrame) -> int:
     """The last round of the suite.
 
     Raises:
-        ValueError: the cells differ in how much they were given, so that no table may set them side by side.
+        ValueError: the cells differ in how much they were given, or in how they began, so that no table may set them side
+            by side.
     """
     suite = rows["suite"].iloc[0]
     for name in ("observations", "evaluation_episodes"):
@@ -36,6 +37,7 @@ def check_comparable(rows: pd.DataFrame) -> int:
             f"rows of {suite} began in different ways ({rows['method'].iloc[0]} and {other} among them): its tasks or its "
             f"budget have changed; play the older cells anew"
         )
+    check_one_start(rows)
     for method in methods_of(rows):
         if rows.loc[rows["method"] == method, "config_hash"].nunique() > 1:
             raise ValueError(
@@ -205,12 +207,13 @@ def _origin(rows: pd.DataFrame) -> str:
 
 
 def _counted_twice(rows: pd.DataFrame) -> float:
-    """Seconds. The common start stands in the rows of every method, but was made once a seed."""
-    once: dict[int, float] = {}
-    every = {cell: start_seconds(mine) for cell, mine in by_cell(rows).items()}
-    for (_, seed), seconds in every.items():
-        once.setdefault(seed, seconds)
-    return sum(every.values()) - sum(once.values())
+    """Seconds. A common start stands in the rows of every method that began there, but was made once."""
+    once: dict[tuple[int, str], float] = {}
+    every = 0.0
+    for (_, seed), mine in by_cell(rows).items():
+        every += start_seconds(mine)
+        once.setdefault((seed, mine["start_hash"].iloc[0]), start_seconds(mine))
+    return every - sum(once.values())
 
 
 def _details(rows: pd.DataFrame) -> str:

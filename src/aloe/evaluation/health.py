@@ -20,32 +20,32 @@ EQUAL_WEIGHTS: Final = 0.95
 """Effective share of the weights, above which improving is cloning."""
 
 
-def warnings_of(numbers: Mapping[str, float | None], return_range: float) -> dict[str, str]:
+def warnings_of(numbers: Mapping[str, float | None], return_range: float, *, best_of: bool = False) -> dict[str, str]:
     """Warnings about the numbers of a `trust` stage, by the number's name; what is missing or undefined is passed over.
 
-    return_range: largest minus smallest return seen in the data.
+    return_range: largest minus smallest return seen in the data. best_of: whether the critics bootstrap from the best of
+    the samples (Q-chunking), where other options help.
     """
 
     def number(name: str) -> float:
         value = numbers.get(name)
         return math.nan if value is None else value  # every comparison with NaN is false
 
+    lower = "--fit.bootstrap in-sample, or --fit.target-aggregation min"
+    higher = "--fit.advantage-aggregation mean, or more --fit.steps"
+    if best_of:
+        lower, higher = "fewer --qc.samples: the best of many is the most over-valued", "more --fit.steps"
     said = {}
     above, above_at_step = number("above_best"), number("above_best_at_step")
     if above > ABOVE_BEST or above_at_step > ABOVE_BEST_AT_STEP:
         where = f"{above:.0%} of them, and" if above > ABOVE_BEST else "in no state so far, but"
         said["above_best_at_step"] = (
             f"values of sampled chunks exceed every return seen ({where} {above_at_step:.0%} exceed every return seen from "
-            "the same step on): the critic is over-estimating; try --fit.bootstrap in-sample, or "
-            "--fit.target-aggregation min"
+            f"the same step on): the critic is over-estimating; try {lower}"
         )
     bias = number("value_bias")
     if abs(bias) > BIAS * return_range:
-        how, remedy = (
-            ("high", "--fit.bootstrap in-sample, or a more pessimistic --fit.target-aggregation min")
-            if bias > 0
-            else ("low", "--fit.advantage-aggregation mean, or more --fit.steps")
-        )
+        how, remedy = ("high", lower) if bias > 0 else ("low", higher)
         said["value_bias"] = (
             f"values of fresh episodes are too {how} by {abs(bias):.2f} on average, {abs(bias) / return_range:.0%} of the "
             f"range of returns: they say little about how good the policy is; try {remedy}"

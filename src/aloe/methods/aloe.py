@@ -21,10 +21,9 @@ Where this departs from the paper, or fills in what it does not disclose:
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from aloe.experience.windows import Windows
-from aloe.losses import advantage_weight
+from aloe.methods.weighting import weighted_rows
 from aloe.policies.train import ActorRows
 from aloe.value.evaluate import Evaluation
 
@@ -56,8 +55,11 @@ class AloeConfig:
 
 def actor_rows(windows: Windows, evaluation: Evaluation, config: AloeConfig) -> ActorRows:
     """Every window of the store with its weight; windows of weight 0 are left out of the batches."""
-    advantage = torch.from_numpy(evaluation.advantage)
-    beta = config.beta_scale * float(advantage.std(correction=0))
-    weight = advantage_weight(advantage, beta, config.clip).numpy()
-    weight = np.where(windows.failed, config.failed_share * weight, weight).astype(np.float32)
-    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
+    return weighted_rows(
+        windows,
+        evaluation.advantage,
+        np.ones(len(windows), bool),
+        beta_scale=config.beta_scale,
+        clip=config.clip,
+        failed_share=config.failed_share,
+    )

@@ -9,18 +9,17 @@ the difference to ALOE. Value: `aloe.value.distribution`.
 
 Where this departs from the paper: beta is the standard deviation of A and A / beta is clipped on both sides, as for
 ALOE here (AWR: fixed beta, weights cut at 20). With the `failed_share` of ALOE, too, the two differ in nothing but the
-advantage.
+advantage, and in the choice by critics while collecting, which AWR has none for.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float32
 from numpy import ndarray
 
 from aloe.experience.windows import Windows
-from aloe.losses import advantage_weight
+from aloe.methods.weighting import weighted_rows
 from aloe.policies.train import ActorRows
 
 
@@ -34,7 +33,6 @@ class AwrConfig:
     """beta in standard deviations of the advantage; smaller is sharper."""
     clip: float = 3.0
     """eps: A / beta is clipped to [-eps, eps]."""
-
     failed_share: float = 1.0
     """Factor on the weight of windows whose fragment ended in failure, as for ALOE. (Paper: 1.)"""
 
@@ -52,8 +50,11 @@ def advantages(windows: Windows, value: Float32[ndarray, "N"]) -> Float32[ndarra
 
 def actor_rows(windows: Windows, value: Float32[ndarray, "N"], config: AwrConfig) -> ActorRows:
     """Every window whose return is known, with its weight."""
-    advantage = torch.from_numpy(advantages(windows, value))
-    beta = config.beta_scale * float(advantage[torch.from_numpy(windows.ended)].std(correction=0))
-    weight = np.where(windows.ended, advantage_weight(advantage, beta, config.clip).numpy(), 0)
-    weight = np.where(windows.failed, config.failed_share * weight, weight).astype(np.float32)
-    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
+    return weighted_rows(
+        windows,
+        advantages(windows, value),
+        windows.ended,
+        beta_scale=config.beta_scale,
+        clip=config.clip,
+        failed_share=config.failed_share,
+    )

@@ -13,6 +13,7 @@ transformer of all methods here.
 """
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -31,6 +32,20 @@ class QcConfig:
     def __post_init__(self) -> None:
         if self.samples < 2:
             raise ValueError("with fewer than 2 samples there is nothing to choose from: --qc.samples")
+
+
+FIXED: Final = ("bootstrap", "target_samples", "target_aggregation", "advantage_aggregation")
+"""Options of `FitConfig` that make the method: it sets them itself."""
+
+
+def check_options(fit: FitConfig) -> None:
+    """Raises ValueError if one of `FIXED` was asked to be something else."""
+    for name in FIXED:
+        if getattr(fit, name) != getattr(FitConfig(), name):
+            option = "--fit." + name.replace("_", "-")
+            raise ValueError(
+                f"--method qc sets {option} itself: leave it out; --qc.samples says how many it chooses from"
+            )
 
 
 def fit_config(fit: FitConfig, config: QcConfig) -> FitConfig:

@@ -147,7 +147,7 @@ def trust_stage(
     sample_stage(fresh, samples, key, chunks, fit.sample_batch)
     data = critic_data(fresh, chunks, critic.shape.horizon)
     evaluation = evaluate_windows(critic, data, fit)
-    value, q = evaluation.best_value if best_of else evaluation.value, evaluation.chunks
+    value, q = evaluation.best_value if best_of else evaluation.value, evaluation.q_of_executed
     known, realised = fresh.windows.ended, fresh.windows.monte_carlo
     begins = known & (fresh.frames.step == 0)
     seen = learnt.windows.monte_carlo[learnt.windows.ended]
@@ -166,12 +166,12 @@ def trust_stage(
         "effective_share": effective_share(table["weight"].to_numpy()) if weighted else math.nan,
     }
     numbers = {name: None if math.isnan(number) else number for name, number in numbers.items()}
-    kept = value_columns(fresh, value, evaluation.chunks - value, critic_columns(evaluation))
+    kept = value_columns(fresh, value, q - value, critic_columns(evaluation))
     write_table(kept, out / "fresh_values.parquet")
     return {
         "numbers": numbers,
         "return_range": None if math.isnan(return_range) else return_range,
-        "warnings": list(warnings_of(numbers, return_range).values()),
+        "warnings": list(warnings_of(numbers, return_range, best_of=fit.bootstrap == "best-of").values()),
         "by_decile": {
             name: [asdict(part) for part in by_decile(predicted[known], realised[known])]
             for name, predicted in (("value", value), ("chunk", q))
@@ -238,8 +238,8 @@ def support_numbers(
     steps = max(frames.step.max(), learnt.frames.step.max()) + 1
     executed = data.chunks(np.arange(len(frames)), None).numpy()
     result = support(
-        q_executed=evaluation.chunks,
-        q_samples=evaluation.samples,
+        q_executed=evaluation.q_of_executed,
+        q_samples=evaluation.q_of_samples,
         spread_executed=evaluation.q.std(-1),
         spread_samples=evaluation.q_samples.std(-1),
         distance=chunk_distance(np.asarray(data.samples), executed, data.windows.is_pad[:, : executed.shape[1]]),

@@ -29,29 +29,29 @@ class Evaluation:
         return aggregate(torch.from_numpy(q), self.fit.advantage_aggregation, self.fit.std_weight).numpy()
 
     @cached_property
-    def chunks(self) -> Float32[ndarray, "N"]:
+    def q_of_executed(self) -> Float32[ndarray, "N"]:
         """agg_i Q_i(s, a) of the executed chunk."""
         return self._aggregated(self.q)
 
     @cached_property
-    def samples(self) -> Float32[ndarray, "N M"]:
+    def q_of_samples(self) -> Float32[ndarray, "N M"]:
         """agg_i Q_i(s, a') of the policy's own chunks."""
         return self._aggregated(self.q_samples)
 
     @property
     def value(self) -> Float32[ndarray, "N"]:
         """V(s) = mean_M agg_i Q_i(s, a'_M)."""
-        return self.samples.mean(1)
+        return self.q_of_samples.mean(1)
 
     @property
     def best_value(self) -> Float32[ndarray, "N"]:
         """V of a policy that executes the best of its samples: max_M agg_i Q_i(s, a'_M)."""
-        return self.samples.max(1)
+        return self.q_of_samples.max(1)
 
     @property
     def advantage(self) -> Float32[ndarray, "N"]:
         """A(s, a) = agg_i Q_i(s, a) - V(s)."""
-        return self.chunks - self.value
+        return self.q_of_executed - self.value
 
 
 @torch.no_grad()

@@ -146,6 +146,9 @@ def fit_critic(
 
     `key` names the phase, for example (seed, "critic", round): all chance is a function of it and of the step.
     Where `checkpoint` exists, training goes on from there.
+
+    Raises:
+        ValueError: the target averages more samples than were drawn, or no window has a target.
     """
     usable = data.windows.has_target & (data.windows.ended if config.bootstrap == "monte-carlo" else True)
     rows = np.flatnonzero(usable)
