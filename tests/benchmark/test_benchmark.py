@@ -227,7 +227,7 @@ def test_a_run_is_ranked_by_the_benchmark_only_for_its_own_rows(played, tmp_path
     ):
         rank(tmp_path)
     (mine / "rounds" / "002" / "eval.done.json").unlink()
-    with pytest.raises(ValueError, match=r"success in round 2 is None in the one, \d of 3 in the other"):
+    with pytest.raises(ValueError, match=r"success in round 2 is None in the one and [\d.]+ in the other"):
         rank(tmp_path)
     config = json.loads((mine / "config.json").read_text())
     config["improve"]["steps"] += 1

@@ -157,8 +157,8 @@ def check_can_be_ranked(cells: Sequence[Cell]) -> None:
             if there != row.successes / row.evaluation_episodes:
                 raise ValueError(
                     f"{cell.name} cannot be ranked, its folder {cell.root} is not the run that is in {cell.results}: "
-                    f"success in round {row.round} is {there} in the one, {row.successes} of {row.evaluation_episodes} in the "
-                    "other; give its own --results"
+                    f"success in round {row.round} is {there} in the one and {row.successes / row.evaluation_episodes} "
+                    "in the other; give its own --results"
                 )
 
 

@@ -49,9 +49,8 @@ METHODS: Final[dict[str, Variant]] = {
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
     "aloe-monte-carlo": _with(method="aloe", fit__bootstrap="monte-carlo"),
     "aloe-best-of-1": _with(method="aloe", aloe__best_of=1),
-    "aloe-even": _with(
-        method="aloe", aloe__beta_scale=1e6
-    ),  # successes alike: the critics choose while collecting, no more
+    # All successes weigh alike: the critics only choose while collecting.
+    "aloe-even": _with(method="aloe", aloe__beta_scale=1e6),
     "aloe-whole": _with(method="aloe", **WHOLE_CHUNKS),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
