@@ -1,8 +1,8 @@
-"""How often the scripted expert succeeds: the ceiling of every suite, plain and perturbed, and by the noise of its hand.
+"""How often the scripted expert succeeds in every suite, plain and perturbed, and by the noise of its hand.
 
     .venv/bin/python benchmarks/experts.py
 
-Where the expert fails under a perturbation, no policy that learnt from it can be asked to succeed.
+Where the expert fails under a perturbation, little can be asked of a policy that learnt from it.
 """
 
 from collections.abc import Sequence

@@ -178,9 +178,9 @@ PAPER: dict[str, Any] = WHOLE_CHUNKS | {
     "aloe__failed_share": 1.0,
     "aloe__best_of": 1,
 }
-"""ALOE as published, where the paper says how: two critics of whole chunks, slow targets, their minimum, zeros past the
-end, the whole buffer, no choice by critics while collecting. Sizes stay those of this machine; what the paper does not
-disclose stays the default."""
+"""What the paper publishes of ALOE's method: two critics of whole chunks, slow targets, their minimum, zeros past the end,
+the whole buffer, no choice by critics while collecting. Sizes, discount and clamping stay ours, as does what the paper does
+not disclose."""
 
 QUICKSTART = RunConfig(
     world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),

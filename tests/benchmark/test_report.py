@@ -266,15 +266,27 @@ def test_the_critics_figures_follow_from_the_rows():
     text = "\n".join(critics_section(judged()))
     assert "judged on 20 fresh episodes" in text
     # correlation 0.9 and 0.7; samples 0.25 above executed in both; one seed of two was warned of
-    row = "| `aloe` | 1 | 2 | 0.80 (0.70 to 0.90) | - | - | - | - | - | - | +0.25 (+0.25 to +0.25) | - | - | 1 |"
+    row = (
+        "| `aloe` | 1 | 2 | 0.80 (0.70 to 0.90) | - | - | - | - | - | - | - | - | +0.25 (+0.25 to +0.25) | - | - | 1 |"
+    )
     assert row in text
     # Spearman 1 and -1; the best version is picked once, and once the worst
     assert "| `aloe` | `fqe` | return | 2 | 2 | 0.00 (-1.00 to 1.00) | 0.50 (0.00 to 1.00) | - |" in text
+    # and whoever took the later version for the better one was right both times
+    assert "| `aloe` | `newest` | return | 2 | 2 | 1.00 (1.00 to 1.00) | 0.00 (0.00 to 0.00) | - |" in text
     assert critics_section(table()) == []
 
 
 def test_the_command_of_a_ranking_stands_beside_its_figures():
     assert "    aloe benchmark small --methods aloe --seeds 0 1 --rank\n" in suite_section(judged(), None)
+    other = judged()  # sft was ranked, too, but on one seed
+    of_aloe = other["ranking"].notna() & (other["seed"] == 1)
+    other.loc[(other["method"] == "sft") & (other["seed"] == 1) & (other["measurement"] == PLAIN), "ranking"] = [
+        *other.loc[of_aloe, "ranking"]
+    ]
+    said = suite_section(other, None)
+    assert "small --methods sft --seeds 1 --rank\n" in said
+    assert "small --methods aloe --seeds 0 1 --rank\n" in said
     assert "--rank" not in suite_section(table(), None)
 
 

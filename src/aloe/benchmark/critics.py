@@ -22,9 +22,11 @@ def _samples_above(numbers: Numbers) -> float | None:
 
 _COLUMNS: Final[dict[str, tuple[str, Callable[[Numbers], float | None]]]] = {
     "rank correlation of V": (".2f", lambda n: n.get("value_rank_correlation")),
+    "in the starts alone": (".2f", lambda n: n.get("start_rank_correlation")),
     "bias of V": ("+.2f", lambda n: n.get("value_bias")),
     "error of V": (".2f", lambda n: n.get("value_mean_absolute_error")),
     "spread and error": ("+.2f", lambda n: n.get("spread_error_correlation")),
+    "failures": (".0f", lambda n: n.get("credit_episodes")),
     "steps from drop to failure": (".0f", lambda n: n.get("credit_distance")),
     "by chance": (".0f", lambda n: n.get("credit_distance_of_chance")),
     "AUC of takeovers": (".2f", lambda n: n.get("takeover_auc")),
@@ -33,6 +35,8 @@ _COLUMNS: Final[dict[str, tuple[str, Callable[[Numbers], float | None]]]] = {
     "effective share": (".2f", lambda n: n.get("effective_share")),
 }
 """Heading -> how it is written, and where it comes from in the numbers of a `trust` stage."""
+_NEWEST: Final = "newest"
+"""A guess to measure the estimators by, which looks at nothing: later versions are better."""
 _RANKING: Final = ("method", "estimator", "against", "seeds", "versions", "Spearman", "regret@1", "regret@3")
 
 
@@ -46,7 +50,8 @@ def critics_section(rows: pd.DataFrame) -> list[str]:
         parts += [
             f"**The critics**, judged on {episodes} fresh episodes of the policy that they evaluated "
             "([trust.md](trust.md)): mean over seeds, in brackets the lowest and the highest. "
-            f"`{REFERENCE}` in all rounds, the others in the last. *Warnings*: seeds with at least one.",
+            f"`{REFERENCE}` in all rounds, the others in the first and the last. *Failures*: failed episodes among them, "
+            "on which the two columns after it rest. *Warnings*: seeds with at least one.",
             markdown_table(
                 ("method", "round", "seeds", *_COLUMNS, "warnings"),
                 [_trust_row(mine, method, index) for method, index, mine in _judgements(judged)],
@@ -57,7 +62,8 @@ def critics_section(rows: pd.DataFrame) -> list[str]:
         parts += [
             "**Would the critic have picked the best policy version?** Critics trained from scratch under each version on "
             f"the run's final store, {steps} steps each, against what was measured "
-            "([`aloe rank`](trust.md#ranking-aloe-rank-run)); mean over seeds, in brackets the lowest and the highest.",
+            "([`aloe rank`](trust.md#ranking-aloe-rank-run)); mean over seeds, in brackets the lowest and the highest. "
+            f"`{_NEWEST}` looks at nothing and takes later versions for better.",
             markdown_table(_RANKING, [row for method in methods_of(ranked) for row in _ranking_rows(ranked, method)]),
         ]
     return parts
@@ -65,11 +71,12 @@ def critics_section(rows: pd.DataFrame) -> list[str]:
 
 def _judgements(judged: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:
     """(method, round, its rows) in the order of the table."""
-    last = int(judged["round"].max())
     found = []
     for method in methods_of(judged):
         mine = judged.loc[judged["method"] == method]
-        rounds = sorted(set(mine["round"])) if method == REFERENCE else [last]
+        rounds = sorted(set(mine["round"]))
+        if method != REFERENCE:
+            rounds = sorted({rounds[0], rounds[-1]})
         found += [(method, int(index), mine.loc[mine["round"] == index]) for index in rounds]
     return found
 
@@ -89,11 +96,11 @@ def trust_cells(judged: pd.DataFrame, columns: Sequence[str]) -> list[str]:
 def _ranking_rows(ranked: pd.DataFrame, method: str) -> list[list[str]]:
     mine = ranked.loc[ranked["method"] == method]
     by_seed: list[list[dict[str, Any]]] = [
-        [json.loads(text) for text in mine.loc[mine["seed"] == seed].sort_values("round")["ranking"]]
+        [_with_guess(text) for text in mine.loc[mine["seed"] == seed].sort_values("round")["ranking"]]
         for seed in sorted(set(mine["seed"]))
     ]
     found = []
-    for estimator in ESTIMATORS:
+    for estimator in (*ESTIMATORS, _NEWEST):
         of_seed = [measures(versions, estimator) for versions in by_seed]
         for against in ("return", "success"):
             numbers = [
@@ -103,6 +110,11 @@ def _ranking_rows(ranked: pd.DataFrame, method: str) -> list[list[str]]:
             versions = str(max(len(one) for one in by_seed))
             found.append([f"`{method}`", f"`{estimator}`", against, str(len(by_seed)), versions, *numbers])
     return found
+
+
+def _with_guess(text: str) -> dict[str, Any]:
+    version = json.loads(text)
+    return version | {_NEWEST: version["version"]}
 
 
 def _mean_and_ends(numbers: Sequence[float | None], form: str) -> str:

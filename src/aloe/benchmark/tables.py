@@ -180,22 +180,18 @@ def _with_interval(estimate: Estimate, form: str) -> str:
 
 
 def _commands(rows: pd.DataFrame) -> str:
-    """What plays these cells: one command for each set of methods that have the same seeds."""
+    """What plays these cells and ranks their policies: one command for each set of methods that have the same seeds."""
     suite = rows["suite"].iloc[0]
-    by_seeds: dict[tuple[int, ...], list[str]] = {}
-    for method in methods_of(rows):
-        seeds = tuple(sorted(int(seed) for seed in set(rows.loc[rows["method"] == method, "seed"])))
-        by_seeds.setdefault(seeds, []).append(method)
-    lines = [
-        f"    aloe benchmark {suite} --methods {' '.join(methods)} --seeds {' '.join(map(str, seeds))}"
-        for seeds, methods in by_seeds.items()
-    ]
-    ranked = rows.loc[rows["ranking"].notna()]
-    if len(ranked):
-        methods, seeds = methods_of(ranked), sorted({int(seed) for seed in ranked["seed"]})
-        lines.append(
-            f"    aloe benchmark {suite} --methods {' '.join(methods)} --seeds {' '.join(map(str, seeds))} --rank"
-        )
+    lines = []
+    for more, mine in (("", rows), (" --rank", rows.loc[rows["ranking"].notna()])):
+        by_seeds: dict[tuple[int, ...], list[str]] = {}
+        for method in methods_of(mine):
+            seeds = tuple(sorted(int(seed) for seed in set(mine.loc[mine["method"] == method, "seed"])))
+            by_seeds.setdefault(seeds, []).append(method)
+        lines += [
+            f"    aloe benchmark {suite} --methods {' '.join(methods)} --seeds {' '.join(map(str, seeds))}{more}"
+            for seeds, methods in by_seeds.items()
+        ]
     return "\n".join([*lines, f"    aloe benchmark-report {suite}"])
 
 
