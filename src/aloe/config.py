@@ -168,7 +168,7 @@ def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
 
 
 WHOLE_CHUNKS: dict[str, Any] = {"critic__judges": "whole", "fit__polyak": 0.005}
-"""Critics of whole chunks and slow targets, as ALOE was published."""
+"""Critics of whole chunks and slow targets, as the paper has them."""
 
 PAPER: dict[str, Any] = WHOLE_CHUNKS | {
     "critic__critics": 2,

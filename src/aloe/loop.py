@@ -269,6 +269,7 @@ class Circle:
                 samples=config.samples,
                 best_of=version > 0 and config.is_played_with_critics,
                 weighted=config.method == "aloe",
+                q_chunking=config.method == "qc",
             )
             write_json(run.round(index) / "trust.json", trust)
             run.logger(index, "trust")(0, {k: v for k, v in trust["numbers"].items() if v is not None})

@@ -222,17 +222,15 @@ def test_a_run_is_ranked_by_the_benchmark_only_for_its_own_rows(played, tmp_path
     other = rows(tmp_path)
     other.loc[(other["method"] == "aloe") & (other["round"] == 2), "successes"] ^= 1  # 0 <-> 1, 2 <-> 3
     other.to_parquet(tmp_path / "results" / "small.parquet", index=False)
-    with pytest.raises(
-        ValueError, match=r"aloe-0 cannot be ranked, .* is not the run that is in .*: success in round 2"
-    ):
+    with pytest.raises(ValueError, match=r"is not the run that is in .*: they differ in what was measured in round 2"):
         rank(tmp_path)
     (mine / "rounds" / "002" / "eval.done.json").unlink()
-    with pytest.raises(ValueError, match=r"success in round 2 is None in the one and [\d.]+ in the other"):
+    with pytest.raises(ValueError, match="they differ in what was measured in round 2"):
         rank(tmp_path)
     config = json.loads((mine / "config.json").read_text())
     config["improve"]["steps"] += 1
     (mine / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="aloe-0 was made with another config"):
+    with pytest.raises(ValueError, match=r"aloe-0 cannot be ranked, its folder .* was made with another config"):
         rank(tmp_path)
 
 

@@ -23,7 +23,7 @@ def test_what_is_not_known_gives_no_warning():
 
 @pytest.mark.parametrize(("name", "value"), [("above_best_at_step", 0.6), ("value_bias", 0.5), ("value_bias", -0.5)])
 def test_q_chunking_is_not_advised_what_it_sets_itself(name, value):
-    (warning,) = warnings_of(HEALTHY | {name: value}, 2.0, best_of=True).values()
+    (warning,) = warnings_of(HEALTHY | {name: value}, 2.0, q_chunking=True).values()
     assert "--fit.steps" in warning if value < 0 else "fewer --qc.samples" in warning
     assert not any(option in warning for option in ("--fit.bootstrap", "aggregation"))
 

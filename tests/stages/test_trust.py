@@ -61,6 +61,7 @@ def judged(run: RunFolder, cache: Path, change) -> dict:
         samples=2,
         best_of=False,
         weighted=True,
+        q_chunking=False,
     )
 
 

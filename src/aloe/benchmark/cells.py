@@ -148,24 +148,20 @@ def play_cell(cell: Cell, say: Say = print) -> None:
 
 
 def check_start(cell: Cell) -> None:
-    """Raises ValueError if finished cells of this seed had another making of the start than this one has, before hours go
-    into what cannot be compared."""
+    """Raises ValueError if this cell's start is another making than that of the seed's finished cells, before hours go into
+    what cannot be compared."""
     results, run = Results(cell.results, cell.suite), RunFolder(cell.root)
     if not results.path.exists():
         return
-    here = {"suite": cell.suite, "method": cell.method, "seed": cell.seed, "round": 0}
-    mine = [
-        here
-        | {
-            "measurement": name,
-            "start_hash": _start_hash(cell.config),
-            **_success(run, 0, stage, cell.config.eval.episodes),
-        }
-        for name, stage in cell.measured(0).items()
-    ]
+    measured = {name: run.done(0, stage) for name, stage in cell.measured(0).items()}
+    mine = pd.DataFrame(
+        [{"measurement": name, "throughput": found["throughput"]} for name, found in measured.items() if found]
+    )
+    start = _start_hash(cell.config)
+    mine = mine.assign(suite=cell.suite, method=cell.method, seed=cell.seed, round=0, start_hash=start)
     rows = results.read()
-    others = rows.loc[(rows["seed"] == cell.seed) & (rows["method"] != cell.method)]
-    check_one_start(pd.concat([others, pd.DataFrame(mine)]))
+    others = rows.loc[(rows["seed"] == cell.seed) & (rows["method"] != cell.method), [*mine]]
+    check_one_start(pd.concat([others, mine]))
 
 
 def rank_cell(cell: Cell, say: Say = print) -> None:

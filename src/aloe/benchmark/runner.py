@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -149,16 +149,21 @@ def check_can_be_ranked(cells: Sequence[Cell]) -> None:
             raise ValueError(
                 f"{cell.name} cannot be ranked, its folder {cell.root} is gone; play it anew with another --results"
             )
-        check_folder(cell.root, cell.config)
-        run, _, _ = open_run(cell.root)
+        run, config, _ = open_run(cell.root)
+        # As for rows, options of other methods do not count.
+        if replace(cell, config=config).config_hash != cell.config_hash:
+            raise ValueError(
+                f"{cell.name} cannot be ranked, its folder {cell.root} was made with another config than the rows in "
+                f"{cell.results}; name the --output-dir and --results that belong together"
+            )
         rows = Results(cell.results, cell.suite).cell(cell.method, cell.seed, cell.config_hash)
         for row in rows.loc[rows["measurement"] == PLAIN].itertuples():
-            there = (run.done(int(row.round), "eval") or {}).get("success")
-            if there != row.successes / row.evaluation_episodes:
+            measured = run.done(int(row.round), "eval")
+            if measured is None or measured["success"] != row.successes / row.evaluation_episodes:
                 raise ValueError(
-                    f"{cell.name} cannot be ranked, its folder {cell.root} is not the run that is in {cell.results}: "
-                    f"success in round {row.round} is {there} in the one and {row.successes / row.evaluation_episodes} "
-                    "in the other; give its own --results"
+                    f"{cell.name} cannot be ranked, its folder {cell.root} is not the run that is in {cell.results}: they "
+                    f"differ in what was measured in round {row.round}; name the --output-dir and --results that belong "
+                    "together"
                 )
 
 

@@ -20,21 +20,24 @@ EQUAL_WEIGHTS: Final = 0.95
 """Effective share of the weights, above which improving is cloning."""
 
 
-def warnings_of(numbers: Mapping[str, float | None], return_range: float, *, best_of: bool = False) -> dict[str, str]:
+def warnings_of(
+    numbers: Mapping[str, float | None], return_range: float, *, q_chunking: bool = False
+) -> dict[str, str]:
     """Warnings about the numbers of a `trust` stage, by the number's name; what is missing or undefined is passed over.
 
-    return_range: largest minus smallest return seen in the data. best_of: whether the critics bootstrap from the best of
-    the samples (Q-chunking), where other options help.
+    return_range: largest minus smallest return seen in the data. q_chunking: whether the method is `qc`, which sets
+    some options itself, so that others have to help.
     """
 
     def number(name: str) -> float:
         value = numbers.get(name)
         return math.nan if value is None else value  # every comparison with NaN is false
 
-    lower = "--fit.bootstrap in-sample, or --fit.target-aggregation min"
-    higher = "--fit.advantage-aggregation mean, or more --fit.steps"
-    if best_of:
+    if q_chunking:
         lower, higher = "fewer --qc.samples: the best of many is the most over-valued", "more --fit.steps"
+    else:
+        lower = "--fit.bootstrap in-sample, or --fit.target-aggregation min"
+        higher = "--fit.advantage-aggregation mean, or more --fit.steps"
     said = {}
     above, above_at_step = number("above_best"), number("above_best_at_step")
     if above > ABOVE_BEST or above_at_step > ABOVE_BEST_AT_STEP:

@@ -8,8 +8,8 @@ V is the value of whoever acted in the buffer, demonstrators and old policies to
 the difference to ALOE. Value: `aloe.value.distribution`.
 
 Where this departs from the paper: beta is the standard deviation of A and A / beta is clipped on both sides, as for
-ALOE here (AWR: fixed beta, weights cut at 20). With the `failed_share` of ALOE, too, the two differ in nothing but the
-advantage, and in the choice by critics while collecting, which AWR has none for.
+ALOE here (AWR: fixed beta, weights cut at 20). With the `failed_share` of ALOE, too, the two differ only in the
+advantage and in ALOE's choice by critics while collecting.
 """
 
 from dataclasses import dataclass

@@ -39,13 +39,11 @@ FIXED: Final = ("bootstrap", "target_samples", "target_aggregation", "advantage_
 
 
 def check_options(fit: FitConfig) -> None:
-    """Raises ValueError if one of `FIXED` was asked to be something else."""
+    """Raises ValueError if one of `FIXED` is not at its default."""
     for name in FIXED:
         if getattr(fit, name) != getattr(FitConfig(), name):
-            option = "--fit." + name.replace("_", "-")
-            raise ValueError(
-                f"--method qc sets {option} itself: leave it out; --qc.samples says how many it chooses from"
-            )
+            instead = "; --qc.samples says how many it chooses from" if name == "target_samples" else ""
+            raise ValueError(f"--method qc sets --fit.{name.replace('_', '-')} itself: leave it out{instead}")
 
 
 def fit_config(fit: FitConfig, config: QcConfig) -> FitConfig:

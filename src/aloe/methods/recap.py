@@ -58,8 +58,8 @@ def advantages(windows: Windows, value: Float32[ndarray, "N"], discount: float) 
 def is_positive(
     frames: Frames, windows: Windows, advantage: Float32[ndarray, "N"], config: RecapConfig
 ) -> Bool[ndarray, "N"]:
-    """I: whether each action is better than the task's threshold, a correction, or of a successful demonstration. Of what
-    has no known advantage nothing says that it is good."""
+    """I: whether each action is better than the task's threshold, a correction, or of a successful demonstration. An
+    action of the policy whose advantage is unknown never is."""
     positive = (frames.source == Source.HUMAN) | ((frames.source == Source.DEMO) & windows.fragment_success)
     for task in np.unique(frames.task_index):
         mine = (frames.task_index == task) & windows.has_target

@@ -98,7 +98,7 @@ def round_health(run: RunSoFar, index: int) -> dict[str, Any]:
     numbers = trust["numbers"]
     seen = table["return"].dropna()
     return_range = trust.get("return_range") or float(seen.max() - seen.min())
-    warnings = health.warnings_of(numbers, return_range, best_of=run.config["method"] == "qc")
+    warnings = health.warnings_of(numbers, return_range, q_chunking=run.config["method"] == "qc")
     verdict, said = verdict_of(numbers, warnings)
     return result | {
         "verdict": verdict,

@@ -135,6 +135,7 @@ def trust_stage(
     samples: int,
     best_of: bool,
     weighted: bool,
+    q_chunking: bool,
 ) -> dict[str, Any]:
     """Judges a critic; `numbers` (None where undefined), `return_range` of what it learnt from, `warnings`, and the tables
     `by_decile` of value and chunk. Writes `fresh_values.parquet`, a row a state like `advantages.parquet`, into `out`.
@@ -143,6 +144,7 @@ def trust_stage(
     learnt, out: what it was trained on, and the folder of the `advantages.parquet` that came of it.
     samples: chunks that are drawn at every fresh state, into the file `chunks`. best_of: whether the critics choose at
     play. weighted: whether the actor's weights follow the advantages, so that something may be wrong with them.
+    q_chunking: whether the method is `qc`, which sets some options itself.
     """
     sample_stage(fresh, samples, key, chunks, fit.sample_batch)
     data = critic_data(fresh, chunks, critic.shape.horizon)
@@ -171,7 +173,7 @@ def trust_stage(
     return {
         "numbers": numbers,
         "return_range": None if math.isnan(return_range) else return_range,
-        "warnings": list(warnings_of(numbers, return_range, best_of=fit.bootstrap == "best-of").values()),
+        "warnings": list(warnings_of(numbers, return_range, q_chunking=q_chunking).values()),
         "by_decile": {
             name: [asdict(part) for part in by_decile(predicted[known], realised[known])]
             for name, predicted in (("value", value), ("chunk", q))

@@ -30,6 +30,7 @@ def new_value(
     shape = observation_shape(inputs.tower, horizon=0)
     with torch.random.fork_rng():
         torch.manual_seed(generator_for(*key).initial_seed())
+        # Separate trunks are for several critics.
         network = ChunkCritic(replace(config, critics=1, trunks="shared"), shape, outputs=bins)
     state = ReturnDistribution(network.to(inputs.tower.device), fit, bins)
     state.set_range(*inputs.windows.return_range)
