@@ -178,7 +178,11 @@ BUDGET: Final[dict[str, Any]] = {
 }
 """What every suite gives to every method."""
 
-PICTURES: Final[dict[str, Any]] = {"sft": {"steps": 3000, "batch_size": 128}, "rounds": 3}
+PICTURES: Final[dict[str, Any]] = {
+    "sft": {"steps": 3000, "batch_size": 128},
+    "improve": {"steps": 2000, "batch_size": 128, "learning_rate": 5e-4},
+    "rounds": 3,
+}
 """What pictures have instead: it takes more to learn to see, and a round costs several times as much."""
 
 TASKS: Final[dict[str, dict[str, Any]]] = {
