@@ -409,8 +409,10 @@ def test_every_task_is_a_suite_with_pictures_and_one_with_state():
         pictures, state = find_suite(task), find_suite(f"{task}-state")
         assert (pictures.name, state.name) == (task, f"{task}-state")
         assert (pictures.config.world.observations, state.config.world.observations) == ("pictures", "state")
-        for name in ("collect", "human", "improve", "fit", "aloe", "eval", "policy"):
+        for name in ("collect", "human", "fit", "aloe", "eval", "policy"):
             assert getattr(pictures.config, name) == getattr(state.config, name), name
+        twice = dataclasses.replace(state.config.improve, steps=2 * state.config.improve.steps)
+        assert pictures.config.improve == twice
         assert dataclasses.replace(pictures.config.world, observations="state") == state.config.world
         assert pictures.config.demos.episodes > state.config.demos.episodes
 
