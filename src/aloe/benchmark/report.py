@@ -95,6 +95,6 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
     panels[0].set_ylabel("success with nobody watching, percent")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     others = "" if len(drawn) == len(seeds) else "; methods of other seeds are in the table alone"
-    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), {len(most)} seed{'s' * (len(most) > 1)}{others}")
+    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), seeds: {len(most)}{others}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
