@@ -298,7 +298,7 @@ def test_curves_show_only_methods_of_the_same_seeds(tmp_path, monkeypatch):
     report.draw_curves(fewer, tmp_path / "x.png")
     (figure,) = drawn
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["aloe"]
-    assert figure.get_suptitle() == "small (state), 2 seeds; methods of other seeds are in the table alone"
+    assert figure.get_suptitle() == "small (state), seeds: 2; methods of other seeds are in the table alone"
 
 
 def test_the_readme_says_what_the_results_do():
