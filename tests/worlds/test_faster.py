@@ -36,9 +36,8 @@ def test_quaternions_are_scipys_own_to_the_last_bit():
 
 
 def test_vertices_of_a_cell_become_its_first_and_faces_are_kept_once():
-    vertices = np.array(
-        [[0.1, 0, 0], [0.9, 0, 0], [1.5, 0, 0], [0, 1.5, 0], [0.2, 1.1, 0]]
-    )  # cells of 1: {0, 1}, {2}, {3, 4}
+    # In cells of 1 these are {0, 1}, {2} and {3, 4}.
+    vertices = np.array([[0.1, 0, 0], [0.9, 0, 0], [1.5, 0, 0], [0, 1.5, 0], [0.2, 1.1, 0]])
     faces = np.array(
         [
             [0, 1, 2],  # flat: two corners in one cell
@@ -52,8 +51,8 @@ def test_vertices_of_a_cell_become_its_first_and_faces_are_kept_once():
     assert corners[kept].tolist() == [[0, 2, 3], [3, 2, 0]]
 
 
-def scene(task="assembly-v3"):
-    world = MetaWorld(MetaWorldConfig(task=task))
+def scene():
+    world = MetaWorld(MetaWorldConfig(task="assembly-v3"))
     world.reset(seed=0)
     return world
 

@@ -180,7 +180,7 @@ BUDGET: Final[dict[str, Any]] = {
 
 PICTURES: Final[dict[str, Any]] = {
     "sft": {"steps": 3000, "batch_size": 128},
-    "improve": {"steps": 2000, "batch_size": 128, "learning_rate": 5e-4},
+    "improve": BUDGET["improve"] | {"steps": 2000},
     "rounds": 3,
 }
 """What pictures have instead: it takes more to learn to see, and a round costs several times as much."""

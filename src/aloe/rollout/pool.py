@@ -38,8 +38,7 @@ from aloe.worlds.metaworld import MetaWorldConfig
 _PACKAGES: Final = Path(__file__).resolve().parents[2]
 """Where `aloe` was imported from: the workers must import the same one."""
 _THREADS: Final = {"OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}
-"""One thread a worker, Mesa's software renderer included (0: no helpers). At 64 px a helper gains nothing,
-since the time goes into the meshes' vertices."""
+"""One thread a worker, Mesa's software renderer included (0: no helpers). At 64 px a helper gains nothing."""
 _PATIENCE_SECONDS: Final = 2.0
 """How long a worker may take to close its world before it is killed."""
 

@@ -5,7 +5,7 @@ physics takes a quarter and the observation nearly half, NumPy's `split` and `hs
 check that MuJoCo's rotation matrices are rotations.
 
 Pictures, nearly the same, in two fifths of the time: the arm's meshes have 66,000 faces, and where Mesa draws on a CPU
-it takes the time of two pictures of 64 px to pass them over.
+these take most of the time of a picture of 64 px.
 """
 
 import sys
@@ -18,8 +18,8 @@ from numpy import ndarray
 from scipy.spatial.transform import Rotation
 
 _FINE: Final = 2000
-"""Meshes of more faces than this are drawn coarser: all parts of the arm (2,400 to 13,500 faces), and nothing that is
-handled in the tasks of the benchmark."""
+"""Meshes of more faces than this are drawn coarser: all parts of the arm (2,400 to 13,500 faces) and, in some of the 50
+tasks, a thing that stands still (the base of a handle, the rim of a goal, the soccer goal); nothing that is moved."""
 _FIELD_METRES: Final = 1.28
 """About the width of the table that a camera sees: over the size of a picture, what one pixel shows."""
 

@@ -345,7 +345,7 @@ def _seen_now(sim: Any) -> NDArray[np.float64]:
 
 
 def _fast_renderer(model: Any, size: int) -> mujoco.Renderer:
-    """A renderer without shadows, reflections, multisampling and what is finer than a pixel: 40 times as fast on a CPU."""
+    """A renderer without shadows, reflections, multisampling and the finest faces: 40 times as fast on a CPU."""
     backend = mujoco.GLContext.__module__
     if os.environ["MUJOCO_GL"] == "egl" and not backend.endswith("egl"):  # it would abort the whole process
         raise RuntimeError(
