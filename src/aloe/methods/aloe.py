@@ -42,7 +42,7 @@ class AloeConfig:
     """Factor on the weight of windows whose fragment ended in failure. (Paper: 1.)"""
     best_of: int = 8
     """N: chunks sampled while collecting, of which the critics choose the one to execute; 1: the policy acts alone.
-    (Paper: 1, which has been as good with pictures.)"""
+    (Paper: 1.)"""
 
     def __post_init__(self) -> None:
         if min(self.samples, self.best_of) < 1:
