@@ -6,8 +6,8 @@ killed anywhere and started again ends with the same weights as one that was not
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxtyping import Float32
@@ -22,25 +22,16 @@ from aloe.experience.view import View
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.policies.flow import (
-    PolicyBundle,
-    PolicyPlayer,
-    Tower,
-    check_device,
-    check_sees_all,
-    chunk_shape,
-    executed_actions,
-)
+from aloe.policies.flow import PolicyBundle, check_device, check_sees_all, chunk_shape
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import WorldPool
-from aloe.run import RunFolder, new_folder, write_json
+from aloe.run import RunFolder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.summary import summary
 from aloe.training import Device, Log
-from aloe.types import Episode, Source
+from aloe.types import Source
 from aloe.value.evaluate import Evaluation
-from aloe.value.fit import CriticState
-from aloe.value.play import BestOfPlayer
+from aloe.versions import Versions
 from aloe.worlds.metaworld import MetaWorldConfig
 
 Say = Callable[[str], None]
@@ -61,6 +52,11 @@ class Circle:
     say: Say
     device: Device = "cpu"
     """Where policies and critics compute."""
+
+    @property
+    def versions(self) -> Versions:
+        """The policy of each round so far."""
+        return Versions(run=self.run, config=self.config, device=self.device)
 
     def turn(self) -> None:
         """Plays all rounds."""
@@ -96,7 +92,7 @@ class Circle:
     def play_round(self, index: int) -> None:
         """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages.
         Offline, what is there already stands for the collection, and nothing is measured."""
-        run, bundle = self.run, PolicyBundle.load(self.run.policy(index - 1), self.device)
+        run, bundle = self.run, self.versions.policy(index - 1)
         self.collect(index)
         if not run.done(index, "advantages"):
             match self.config.method:
@@ -166,7 +162,7 @@ class Circle:
                 "something else wrote to it or removed episodes, or another run recorded these very scenes; restore it, or "
                 "choose another --output-dir, and for the same store another --seed"
             )
-        player = self._player(index - 1, choosing=True)
+        player = self.versions.player(index - 1, choosing=True)
         stages.collect(
             self.store,
             self.pool,
@@ -174,7 +170,7 @@ class Circle:
             config.human,
             episodes=config.collect.episodes,
             already=already,
-            execute=self._executed(player.bundle),
+            execute=self.versions.executed(player.bundle),
             version=index - 1,
             seed=config.seed,
             round_index=index,
@@ -189,8 +185,8 @@ class Circle:
             with run.stage(index, "sample"):
                 key = (config.seed, "sample", index)
                 stages.sample_stage(inputs, config.samples, key, samples, fit.sample_batch)
-        data = stages.critic_data(inputs, samples, self._judged(inputs.tower))
-        state = self._new_critic(inputs.tower)
+        data = stages.critic_data(inputs, samples, self.versions.judged(inputs.tower))
+        state = self.versions.new_critics(inputs.tower)
         if run.done(index, "critic"):
             state.load(out / "critic.safetensors")
         else:
@@ -246,8 +242,7 @@ class Circle:
         else:
             judged = ExperienceStore.read(run.round(version) / "fresh")
             facts = EvaluatedEpisode.read(run.round(version) / "fresh.json")
-        state = self._new_critic(learnt.tower)
-        state.load(run.round(index) / "critic.safetensors")
+        critic = self.versions.critics(index, learnt.tower).critic
         fresh = stages.fresh_inputs(
             judged,
             bundle,
@@ -262,7 +257,7 @@ class Circle:
                 facts,
                 learnt,
                 run.round(index),
-                state.critic,
+                critic,
                 config.critic_fit,
                 (config.seed, "trust", index),
                 run.cache / "fresh" / f"{version:03d}.npy",
@@ -311,96 +306,13 @@ class Circle:
         if self.pool is None:
             return  # offline there is nothing to measure it in
         self.say(f"round {version}: measuring success over {self.config.eval.episodes} episodes")
-        keeping = self._fresh(version) if stage == "eval" else nullcontext(_forget)
-        with self.run.stage(version, stage) as result, keeping as keep:
-            player = self._player(version, choosing or self.config.is_played_with_critics)
-            report = stages.measure(
-                self.pool,
-                player,
-                episodes=self.config.eval.episodes,
-                execute=self._executed(player.bundle),
-                version=version,
-                seed=self.config.seed,
-                recorded=self._recorded(version) if stage == "eval" else 0,  # pictures cost more than the rest
-                keep=keep,
-            )
-            result |= {
-                "success": report.success,
-                "success_low": report.low,
-                "success_high": report.high,
-                "steps_to_success": report.steps_to_success,
-                "throughput": report.throughput,
-            }
-            logged = {k: v for k, v in result.items() if v is not None}
-            if report.by_task:
-                result["by_task"] = report.by_task
-                logged |= {f"success/{task}": won / played for task, (won, played) in report.by_task.items()}
-            self.run.logger(version, stage)(0, logged)
-
-    def _recorded(self, version: int) -> int:
-        """Evaluation episodes to record: for the critics; and of version 0, whose starts serve `aloe rank` for all."""
-        return self.config.trust.episodes if self.config.judges_critics or not version else 0
-
-    @contextmanager
-    def _fresh(self, version: int) -> Iterator[Callable[[Episode], None]]:
-        """Takes the episodes of an evaluation: the first go to `fresh/`, what is known of all of them to `fresh.json`."""
-        facts: list[EvaluatedEpisode] = []
-        recorded = self._recorded(version)
-        with ExitStack() as stack:
-            store = None
-            if recorded:
-                folder = stack.enter_context(new_folder(self.run.round(version) / "fresh"))
-                store = stages.open_store(folder, self.config.world)
-
-            def keep(episode: Episode) -> None:
-                if store is not None and len(facts) < recorded:
-                    store.append(episode)
-                facts.append(EvaluatedEpisode.of(episode))
-
-            yield keep
-        write_json(self.run.round(version) / "fresh.json", [asdict(fact) for fact in facts])
-
-    def _player(self, version: int, choosing: bool) -> PolicyPlayer | BestOfPlayer:
-        """A policy version as it acts, under the condition that belongs to the method; choosing: by the critics' choice."""
-        config, bundle = self.config, PolicyBundle.load(self.run.policy(version), self.device)
-        if version and config.method == "recap":
-            return PolicyPlayer(bundle=bundle, condition=recap.POSITIVE, guidance=config.recap.guidance)
-        if version and choosing and config.best_of > 1:
-            tower = self._tower
-            state = self._new_critic(tower)
-            state.load(self.run.round(version) / "critic.safetensors")
-            return BestOfPlayer(
-                bundle=bundle,
-                critic=state.critic.eval(),
-                tower=tower,
-                samples=config.best_of,
-                aggregation=config.critic_fit.advantage_aggregation,
-                std_weight=config.fit.std_weight,
-            )
-        return PolicyPlayer(bundle=bundle)
+        self.versions.measure(version, self.pool, stage, choosing or self.config.is_played_with_critics)
 
     # -- bookkeeping --------------------------------------------------------------------------------------------------
 
     def _inputs(self, bundle: PolicyBundle) -> EvaluationInputs:
-        return EvaluationInputs.of(self.experience, bundle, self._tower, self._cache, self.config.window, self._scale)
-
-    @property
-    def _tower(self) -> Tower:
-        """The first policy's, for all rounds."""
-        bundle = PolicyBundle.load(self.run.policy(0), self.device)
-        return Tower(bundle=bundle, image_tokens=self.config.critic.image_tokens)
-
-    def _new_critic(self, tower: Tower) -> CriticState:
-        config = self.config
-        shape = stages.observation_shape(tower, self._judged(tower))
-        return stages.new_critic(shape, config.critic, config.critic_fit, (config.seed, "new critic"), tower.device)
-
-    def _executed(self, bundle: PolicyBundle) -> int:
-        return executed_actions(bundle.policy, self.config.policy.execute)
-
-    def _judged(self, tower: Tower) -> int:
-        config = self.config
-        return stages.judged_actions(config.critic, self._executed(tower.bundle), config.window)
+        tower = self.versions.tower
+        return EvaluationInputs.of(self.experience, bundle, tower, self._cache, self.config.window, self._scale)
 
     @property
     def _held_out(self) -> list[int]:
@@ -428,10 +340,6 @@ class Circle:
         if not path.exists() or len(json.loads(path.read_text())["rounds"]) <= index:
             self.run.write_tensorboard()
             write_json(path, summary(self.run, self.config, (self.store or self.experience).columns(), index))
-
-
-def _forget(episode: Episode) -> None:
-    """What is kept of an episode under a perturbation: its outcome is counted, and that is all."""
 
 
 @contextmanager

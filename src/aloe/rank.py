@@ -32,13 +32,13 @@ from aloe.evaluation.ranking import regret, spearman
 from aloe.experience.schema import Experience, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
-from aloe.policies.flow import PolicyBundle, Tower, executed_actions
 from aloe.returns import monte_carlo_return
 from aloe.run import RunFolder, from_plain, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.training import Device
 from aloe.value.evaluate import evaluate_windows
 from aloe.value.fit import FitConfig, fit_critic
+from aloe.versions import Versions
 
 Estimator = Literal["aloe", "monte-carlo", "fqe"]
 ESTIMATORS: Final[tuple[Estimator, ...]] = get_args(Estimator)
@@ -176,15 +176,15 @@ def predict(
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
         return json.loads(answer.read_text())["value"]
-    bundle = PolicyBundle.load(run.policy(version), device)
-    tower = Tower(bundle=PolicyBundle.load(run.policy(0), device), image_tokens=config.critic.image_tokens)
+    versions = Versions(run=run, config=config, device=device)
+    bundle, tower = versions.policy(version), versions.tower
     scale = (run.done(0, "demos") or {})["return_scale"]
     cache = config.cache.within(run.cache)
     inputs = EvaluationInputs.of(store, bundle, tower, cache, window, scale)
     samples = run.cache / "ranking" / f"samples-{version:03d}-{learnt_from}.npy"
     if not samples.exists():
         stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples)
-    judged = stages.judged_actions(config.critic, executed_actions(bundle.policy, config.policy.execute), window)
+    judged = stages.judged_actions(config.critic, versions.executed(bundle), window)
     shape = stages.observation_shape(tower, judged)
     state = stages.new_critic(shape, config.critic, fit, (config.seed, "rank", estimator), tower.device)
     data = stages.critic_data(inputs, samples, judged)
