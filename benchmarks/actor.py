@@ -66,16 +66,11 @@ def random_rows(bundle: PolicyBundle, config: Config) -> tuple[PolicyRows, Actor
         bundle,
         rng.standard_normal((count, S)).astype(np.float32),
         rng.standard_normal((count, A)).astype(np.float32),
+        (np.minimum(np.arange(count)[:, None] + np.arange(H), count - 1), np.zeros((count, H), bool)),
         ["press the button"] * count,
         lambda frames: {camera: pictures[frames] for camera, pictures in images.items()},
     )
-    actor = ActorRows(
-        rows=np.arange(count),
-        weight=rng.uniform(0.1, 2, count).astype(np.float32),
-        frames=np.minimum(np.arange(count)[:, None] + np.arange(H), count - 1),
-        is_pad=np.zeros((count, H), bool),
-    )
-    return rows, actor
+    return rows, ActorRows(rows=np.arange(count), weight=rng.uniform(0.1, 2, count).astype(np.float32))
 
 
 def main(config: Config) -> None:

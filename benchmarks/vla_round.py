@@ -32,7 +32,7 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from aloe import stages
 from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.store import ExperienceStore
-from aloe.experience.windows import WindowConfig, action_frames
+from aloe.experience.windows import WindowConfig
 from aloe.policies.flow import PolicyBundle, Tower, noise_shape
 from aloe.policies.memory import GIB
 from aloe.policies.recipe import ActorConfig, Train, recipe
@@ -255,16 +255,15 @@ class Bench:
         dtype = ("bfloat16" if on_gpu else "float32") if config.dtype == "auto" else config.dtype
         fit = ActorConfig(batch_size=config.actor_batch, train=train, dtype=dtype, checkpointing=config.checkpointing)
         data = self.rows()
-        frames, is_pad = action_frames(self.inputs.frames, CHUNK[config.size])
-        weight = np.ones(len(frames), np.float32)
-        actor = ActorRows(rows=np.arange(len(frames)), weight=weight, frames=frames, is_pad=is_pad)
+        frames = len(self.inputs.frames)
+        actor = ActorRows(rows=np.arange(frames), weight=np.ones(frames, np.float32))
         numbers = recipe(bundle.policy, fit, improving=True)
 
         def stepper(fit: ActorConfig) -> Callable[[int], None]:
             optimizer, generator = numbers.optimizer(bundle.policy), torch.Generator().manual_seed(0)
 
             def step(count: int) -> None:
-                rows = torch.randint(len(frames), (count,), generator=generator).numpy()
+                rows = torch.randint(frames, (count,), generator=generator).numpy()
                 losses = actor_losses(bundle, data, actor, rows, fit, generator)
                 descend(bundle.policy, optimizer, losses, numbers.clip_norm)
 

@@ -60,7 +60,9 @@ def test_root_without_windows_leaves_its_share_to_the_others() -> None:
     """As the rollouts do while demonstrations are cloned."""
     rows = drawn((0.5, 0.3, None), np.arange(40))
     np.testing.assert_allclose(shares_of(rows), [0.5 / 0.8, 0.3 / 0.8, 0], atol=0.01)
-    with pytest.raises(ValueError, match="all windows are of roots or sources whose ratio is 0"):
+    with pytest.raises(
+        ValueError, match=r"roots or sources without a share of the batch; raise --experience\.NAME\.ratio or --sources"
+    ):
         drawn((0.0, None, None), np.arange(10))
 
 

@@ -15,7 +15,7 @@ from aloe import cli
 from aloe.experience.lock import LOCK_FILE
 from aloe.experience.store import ExperienceStore
 from aloe.policies.flow import PolicyBundle
-from aloe.run import RunFolder
+from aloe.run import RunFolder, write_json
 from aloe.types import Source
 
 WORLD = [
@@ -60,7 +60,7 @@ def by_hand(tmp_path_factory) -> tuple[Path, dict[str, list[object]]]:
         "sft": ["sft", "--dataset.root", store, "--output-dir", root / "sft", *BRIEF, *SMALL],
         "collect": ["collect", *source, "--episodes", 2, "--workers", 1, "--human.time-fraction", 0.5, *WORLD],
         "critic": ["critic", *source, "--output-dir", root / "critic", *BRIEF, *CRITIC, "--aloe.samples", 2],
-        "improve": ["improve", *source, *advantages, "--output-dir", root / "improved", *BRIEF],
+        "improve": ["improve", *source, *advantages, "--output-dir", root / "improved", *BRIEF[:4]],
         "eval": [
             *["eval", "--policy.path", root / "improved" / "pretrained_model", "--episodes", 2, "--workers", 1],
             *["--output", root / "success.json", *WORLD],
@@ -144,6 +144,31 @@ def test_a_command_that_is_done_changes_nothing_when_given_again(by_hand, name, 
     assert state_of(root) == before
     said = capsys.readouterr().out
     assert ("already done" if name in ("sft", "critic", "improve") else "4 episodes") in said
+
+
+def test_what_was_made_with_earlier_labels_is_not_taken_for_the_present_ones(by_hand, tmp_path, capsys):
+    for name in ("store", "critic"):
+        shutil.copytree(by_hand[0] / name, tmp_path / name)
+    source = ["--policy.path", by_hand[0] / "sft" / "pretrained_model", "--dataset.root", tmp_path / "store"]
+    critic = ["critic", *source, "--output-dir", tmp_path / "critic", *BRIEF, *CRITIC, "--aloe.samples", 2]
+    aloe("data", "label", tmp_path / "store", 0, "--outcome", "failure")
+    before = state_of(tmp_path / "critic")
+    config = json.loads((tmp_path / "critic" / "config.json").read_text())
+    config["dataset"]["root"] = str(tmp_path / "store")  # as if it had been made here
+    write_json(tmp_path / "critic" / "config.json", config)
+    aloe(*critic)
+    assert "labels have changed since" in capsys.readouterr().out
+    (tmp_path / "critic" / "rounds" / "000" / "advantages.done.json").unlink()
+    with pytest.raises(SystemExit):
+        aloe(*critic)  # which would go on with critics of the earlier labels
+    assert "begun with 4 episodes" in (said := capsys.readouterr().err)
+    assert "choose another --output-dir" in said
+    table = tmp_path / "critic" / "advantages.parquet"
+    assert table.read_bytes() == before[str(table)][0]
+    with pytest.raises(SystemExit):
+        aloe("improve", *source, "--advantages", table, "--output-dir", tmp_path / "improved", *BRIEF[:4])
+    assert "before labels of this one were corrected; run `aloe critic` with another" in capsys.readouterr().err
+    assert not (tmp_path / "improved").exists()
 
 
 def test_critic_goes_on_from_an_earlier_critic(by_hand):

@@ -9,8 +9,10 @@ import torch
 
 from aloe import stages
 from aloe.config import PRESETS, RunConfig
+from aloe.experience.mixture import SourceRatios
 from aloe.loop import run_circle
 from aloe.methods import recap
+from aloe.run import RunFolder
 
 TINY = PRESETS["tiny"]
 SMALL = replace(TINY, rounds=1, world=replace(TINY.world, observations="state"), human=replace(TINY.human, takeovers=1))
@@ -97,3 +99,26 @@ def test_a_clone_is_trained_on_the_device_that_was_asked_for(tmp_path, monkeypat
     with pytest.raises(InterruptedError):
         run_circle(SMALL, tmp_path / "run", device="cuda", say=lambda line: None)
     assert asked == ["cuda"]
+
+
+def test_the_first_policy_is_cloned_from_the_demonstrations_whatever_their_share_of_a_batch(tmp_path):
+    usual = run_circle(replace(SMALL, rounds=0), tmp_path / "usual", say=quiet)
+    config = replace(SMALL, rounds=0, sources=SourceRatios(demos=0.0))
+    other = run_circle(config, tmp_path / "other", say=quiet)
+    cloned = [(run.policy(0) / "model.safetensors").read_bytes() for run in (usual, other)]
+    assert cloned[0] == cloned[1]
+
+
+def test_what_cannot_be_trained_is_said_before_a_round_is_collected(tmp_path):
+    config = replace(SMALL, improve=replace(SMALL.improve, train="lora"))
+    with pytest.raises(ValueError, match="tiny_vla names no place for LoRA adapters; give --train all"):
+        run_circle(config, tmp_path / "run", say=quiet)
+    assert RunFolder(tmp_path / "run").done(1, "collect") is None
+
+
+def test_a_run_that_another_process_plays_goes_on_recording_where_it_did(tmp_path):
+    run = RunFolder.open(tmp_path / "run", SMALL)
+    run.record_into(tmp_path / "store")
+    with run.locked(), pytest.raises(ValueError, match="another aloe works in"):
+        run_circle(SMALL, run.root, store=tmp_path / "elsewhere", say=quiet)
+    assert run.experience == tmp_path / "store"

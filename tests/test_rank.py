@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from aloe.config import PRESETS, RunConfig
+from aloe.experience.mixture import RootConfig
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows
 from aloe.loop import run_circle
@@ -95,7 +96,12 @@ def test_fitted_q_evaluation_has_one_action_a_chunk_and_the_discount_of_a_step()
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_config_comes_back_from_json_as_it_was(name):
-    config = replace(PRESETS[name], policy=PolicyConfig(path=Path("somewhere/pretrained_model")))
+    roots, rename = (
+        {"demos": RootConfig(root=Path("somewhere/demos"))},
+        {"observation.images.top": "observation.images.front"},
+    )
+    policy = PolicyConfig(path=Path("somewhere/pretrained_model"))
+    config = replace(PRESETS[name], policy=policy, offline=True, experience=roots, rename=rename)
     assert from_plain(RunConfig, to_plain(config)) == config
 
 

@@ -247,11 +247,10 @@ def actor_problem(bundle: PolicyBundle, frames: int = 10) -> tuple[PolicyRows, A
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (frames, 16, 16, 3), np.uint8)
     state, action = rng.standard_normal((2, frames, 2)).astype(np.float32)
-    rows = PolicyRows.of(bundle, state, action, ["push"] * frames, lambda rows: {"top": pictures[rows]})
-    chunks = np.minimum(np.arange(frames)[:, None] + np.arange(3), frames - 1)
-    weight = rng.random(frames).astype(np.float32)
-    is_pad = np.arange(frames)[:, None] + np.arange(3) >= frames
-    return rows, ActorRows(rows=np.arange(frames), weight=weight, frames=chunks, is_pad=is_pad)
+    wanted = np.arange(frames)[:, None] + np.arange(3)
+    chunks = (np.minimum(wanted, frames - 1), wanted >= frames)
+    rows = PolicyRows.of(bundle, state, action, chunks, ["push"] * frames, lambda rows: {"top": pictures[rows]})
+    return rows, ActorRows(rows=np.arange(frames), weight=rng.random(frames).astype(np.float32))
 
 
 def test_actor_training_of_2_steps_and_a_resume_to_4_equals_4_straight(tmp_path):

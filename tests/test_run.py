@@ -56,6 +56,46 @@ def test_the_same_config_goes_on_and_another_is_refused_by_its_differences(tmp_p
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == to_plain(Config())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    accumulate: int = 1
+    batch_size: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    rounds: int = 2
+    improve: Training = field(default_factory=Training)
+
+
+def test_a_run_goes_on_with_less_memory_and_not_with_another_batch(tmp_path):
+    RunFolder.open(tmp_path, Rounds())
+    less = Rounds(improve=Training(accumulate=4))
+    RunFolder.open(tmp_path, less)
+    assert json.loads((tmp_path / "config.json").read_text()) == to_plain(less)
+    with pytest.raises(ValueError, match=r"\(improve\.batch_size: 8, now 4\)"):
+        RunFolder.open(tmp_path, Rounds(improve=Training(batch_size=4)))
+
+
+def test_a_run_goes_on_for_more_rounds_and_not_for_fewer_than_it_has_begun(tmp_path):
+    run = RunFolder.open(tmp_path, Rounds())
+    with run.stage(2, "collect"):
+        pass
+    with pytest.raises(ValueError, match="has begun round 2 already; give --rounds 2 or more"):
+        RunFolder.open(tmp_path, Rounds(rounds=1))
+    assert json.loads((tmp_path / "config.json").read_text())["rounds"] == 2
+    RunFolder.open(tmp_path, Rounds(rounds=3))
+    assert json.loads((tmp_path / "config.json").read_text())["rounds"] == 3
+
+
+def test_looking_whether_a_run_may_go_on_writes_nothing(tmp_path):
+    RunFolder.check(tmp_path / "run", Rounds())
+    assert not (tmp_path / "run").exists()
+    RunFolder.open(tmp_path / "run", Rounds())
+    RunFolder.check(tmp_path / "run", Rounds(rounds=3))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["rounds"] == 2
+
+
 def test_without_resume_an_existing_run_is_refused(tmp_path):
     RunFolder.open(tmp_path / "run", Config(), resume=False)
     with pytest.raises(ValueError, match="leave out --no-resume"):

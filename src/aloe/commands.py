@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-from aloe import stages
+from aloe import offline, stages
 from aloe.config import PRESETS, RunConfig
 from aloe.experience.cache import CacheConfig
 from aloe.experience.mixture import RootConfig, SourceRatios, with_roots
-from aloe.experience.schema import Experience
+from aloe.experience.schema import Experience, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
 from aloe.loop import run_circle
@@ -110,10 +110,9 @@ class Sft(ActorConfig):
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def main(self) -> None:
-        if _finished(self.output_dir, self, "sft"):
-            console.print(f"already done: {self.output_dir / 'pretrained_model'}")
-            return
         store, key = self.dataset.with_roots(self.experience, self.rename), (self.seed, "sft")
+        if _finished(self.output_dir, self, "sft", store, "pretrained_model"):
+            return
         if self.policy.path is None:
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key, self.device)
         else:
@@ -121,7 +120,7 @@ class Sft(ActorConfig):
             store = stages.seen_by(bundle, store)
         frames = store.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
-        run = RunFolder.open(self.output_dir, self)
+        run = _begin(self.output_dir, self, store)
         log = run.logger(0, "sft", stages.checkpoint_step(self.output_dir / "sft.checkpoint.safetensors"))
         with run.stage(0, "sft"):
             cache = self.cache.within(self.output_dir / "cache")
@@ -161,19 +160,20 @@ class Collect:
         already = stages.episodes_recorded(store, self.seed, self.round, self.episodes)
         if already == self.episodes:
             console.print(f"collection {self.round} is complete; --round {self.round + 1} begins another")
-        with WorldPool(self.world, self.workers) as pool:
-            stages.collect(
-                store,
-                pool,
-                PolicyPlayer(bundle=bundle),
-                self.human if self.watched else None,
-                episodes=self.episodes,
-                already=already,
-                execute=executed_actions(bundle.policy, self.execute),
-                version=self.policy_version,
-                seed=self.seed,
-                round_index=self.round,
-            )
+        else:
+            with WorldPool(self.world, self.workers) as pool:
+                stages.collect(
+                    store,
+                    pool,
+                    PolicyPlayer(bundle=bundle),
+                    self.human if self.watched else None,
+                    episodes=self.episodes,
+                    already=already,
+                    execute=executed_actions(bundle.policy, self.execute),
+                    version=self.policy_version,
+                    seed=self.seed,
+                    round_index=self.round,
+                )
         console.print(f"{store.num_episodes} episodes, {store.num_frames} frames in {self.dataset.root}")
 
 
@@ -208,20 +208,19 @@ class Critic(FitConfig):
     aloe: AloeConfig = field(default_factory=AloeConfig)
 
     def main(self) -> None:
-        if _finished(self.output_dir, self, "advantages"):
-            console.print(f"already done: {self.output_dir / 'advantages.parquet'}")
+        store = self.dataset.with_roots(self.experience, self.rename, self.sources)
+        if _finished(self.output_dir, self, "advantages", store, "advantages.parquet"):
             return
         bundle = PolicyBundle.load(self.policy.path, self.device)
         judged = stages.judged_actions(self.critic, executed_actions(bundle.policy, self.execute), self.window)
         seen_through = PolicyBundle.load(self.tower or self.policy.path, self.device)
-        store = self.dataset.with_roots(self.experience, self.rename, self.sources)
         stages.check_fits_store(seen_through, store, self.window.horizon)
         store = stages.seen_by(bundle, store, self.window.horizon)
         tower = Tower(bundle=seen_through, image_tokens=self.critic.image_tokens)
         scale = return_scale(store.columns()) if self.scale is None else self.scale
         cache = self.cache.within(self.output_dir / "cache")
         inputs = EvaluationInputs.of(store, bundle, tower, cache, self.window, scale)
-        run = RunFolder.open(self.output_dir, self)
+        run = _begin(self.output_dir, self, store)
         samples = self.output_dir / "cache" / "samples.npy"
         if not run.done(0, "sample") or not samples.exists():
             with run.stage(0, "sample"):
@@ -274,19 +273,16 @@ class Improve(ActorConfig):
     seed: int = 0
     device: Device = "auto"
     """Where the policy computes: a GPU where there is one; tiny_vla on the CPU."""
-    window: WindowConfig = field(default_factory=WindowConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
 
     def main(self) -> None:
-        if _finished(self.output_dir, self, "improve"):
-            console.print(f"already done: {self.output_dir / 'pretrained_model'}")
+        store = self.dataset.with_roots(self.experience, self.rename, self.sources)
+        if _finished(self.output_dir, self, "improve", store, "pretrained_model"):
             return
         bundle = PolicyBundle.load(self.policy.path, self.device)
-        store = stages.seen_by(bundle, self.dataset.with_roots(self.experience, self.rename, self.sources))
-        frames = store.columns()
-        windows = make_windows(frames, self.window, return_scale(frames))
-        rows = stages.rows_from_advantages(self.advantages, frames, windows)
-        run = RunFolder.open(self.output_dir, self)
+        store = stages.seen_by(bundle, store)
+        rows = stages.rows_from_advantages(self.advantages, store.columns(), same_labels=True)
+        run = _begin(self.output_dir, self, store)
         log = run.logger(0, "improve", stages.checkpoint_step(self.output_dir / "improve.checkpoint.safetensors"))
         with run.stage(0, "improve"):
             stages.train_policy(
@@ -347,9 +343,35 @@ class Eval:
             write_json(self.output, asdict(report))
 
 
-def _finished(output_dir: Path, config: Any, stage: str) -> bool:
-    """Whether a command has done all of its work already. Writes nothing, so that a later mistake leaves nothing behind."""
-    return (output_dir / "config.json").exists() and RunFolder.open(output_dir, config).done(0, stage) is not None
+_OTHER_DATA = "what is there was made of that; choose another --output-dir"
+
+
+def _finished(output_dir: Path, config: Any, stage: str, store: Experience, made: str) -> bool:
+    """Whether a command has done all of its work already, which it says, also where the experience has changed since.
+    Writes nothing, so that a later mistake leaves nothing behind.
+
+    Raises:
+        ValueError: it was begun with other options; or is not finished and was begun with other experience.
+    """
+    RunFolder.check(output_dir, config)
+    run = RunFolder(output_dir)
+    if run.done(0, stage) is None:
+        offline.is_noted(run, 0, store, _OTHER_DATA)
+        return False
+    console.print(f"already done: {output_dir / made}")
+    noted = run.done(0, "experience")
+    if noted is not None and noted["digest"] != digest_of(store.columns()):
+        console.print("of what was there then; steps or labels have changed since: another --output-dir takes them in")
+    return True
+
+
+def _begin(output_dir: Path, config: Any, store: Experience) -> RunFolder:
+    """The folder of a command that trains, with a note of what it learns from."""
+    run = RunFolder.open(output_dir, config)
+    if not offline.is_noted(run, 0, store, _OTHER_DATA):
+        with run.stage(0, "experience") as result:
+            result |= {"episodes": len(store.lengths), "digest": digest_of(store.columns())}
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)

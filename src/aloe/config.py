@@ -215,4 +215,4 @@ PRESETS: dict[str, RunConfig] = {
     ),
 }
 """Complete configs by name: `aloe run --preset NAME`. `offline` is for a checkpoint and recorded experience: one round, and
-then the robot plays again. `tiny` is for tests: a whole run in well under a minute."""
+then the robot plays again. `tiny` is for tests: a whole run in a minute or two."""

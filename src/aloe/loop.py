@@ -16,6 +16,7 @@ from numpy import ndarray
 from aloe import offline, stages
 from aloe.config import RunConfig, ValueMethod
 from aloe.experience.cache import Cache
+from aloe.experience.mixture import SourceRatios
 from aloe.experience.schema import Experience
 from aloe.experience.store import ExperienceStore
 from aloe.experience.view import View
@@ -93,6 +94,11 @@ class Circle:
         """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages.
         Offline, what is there already stands for the collection, and nothing is measured."""
         run, bundle = self.run, self.versions.policy(index - 1)
+        if not run.done(index, "improve"):
+            key = (self.config.seed, "improve", index)
+            stages.check_trainable(
+                bundle, self.experience, self._cache, self.config.improve, key, self._moments(index - 1)
+            )
         self.collect(index)
         if not run.done(index, "advantages"):
             match self.config.method:
@@ -144,11 +150,13 @@ class Circle:
             PolicyBundle.load(config.policy.path).save_atomically(self.run.policy(0))
             return
         self.say("round 0: cloning the demonstrations")
-        bundle = stages.new_policy(self.experience, config.policy, config.window.horizon, key, self.device)
-        frames = self.experience.columns()
+        # Without --sources: of what is cloned, all are demonstrations.
+        experience = replace(config, sources=SourceRatios()).learns_from(self.store)
+        bundle = stages.new_policy(experience, config.policy, config.window.horizon, key, self.device)
+        frames = experience.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, config.window, self._scale))
         log = self._logger(0, "sft", out / "sft.checkpoint.safetensors")
-        stages.train_policy(bundle, self.experience, self._cache, rows, config.sft, key, out, log=log, label="sft")
+        stages.train_policy(bundle, experience, self._cache, rows, config.sft, key, out, log=log, label="sft")
 
     def _collect(self, index: int) -> None:
         config = self.config
@@ -273,16 +281,14 @@ class Circle:
             self.say(f"round {index}: warning: {warning}")
 
     def _improve(self, index: int, bundle: PolicyBundle) -> None:
-        config, run, out = self.config, self.run, self.run.round(index)
+        config, out = self.config, self.run.round(index)
         frames = self.experience.columns()
-        windows = make_windows(frames, config.window, self._scale)
         match config.method:
             case "sft" | "dagger" | "filtered":
-                rows = stages.cloned_rows(config.method, frames, windows)
+                rows = stages.cloned_rows(config.method, frames, make_windows(frames, config.window, self._scale))
             case "aloe" | "qc" | "awr" | "recap":
                 dropout = config.recap.dropout if config.method == "recap" else 0.0
-                rows = stages.rows_from_advantages(out / "advantages.parquet", frames, windows, dropout)
-        moments = run.round(index - 1) / "optimizer.safetensors"
+                rows = stages.rows_from_advantages(out / "advantages.parquet", frames, dropout)
         log = self._logger(index, "improve", out / "improve.checkpoint.safetensors")
         stages.train_policy(
             bundle,
@@ -293,10 +299,15 @@ class Circle:
             (config.seed, "improve", index),
             out,
             improving=True,
-            optimizer_file=moments if moments.exists() else None,
+            optimizer_file=self._moments(index - 1),
             log=log,
             label="improve",
         )
+
+    def _moments(self, version: int) -> Path | None:
+        """Of the optimizer that made a version, for the next to go on from; LoRA adapters begin anew."""
+        moments = self.run.round(version) / "optimizer.safetensors"
+        return moments if moments.exists() and self.config.improve.train != "lora" else None
 
     def measure(self, version: int, stage: str = "eval", *, choosing: bool = False) -> None:
         """Measures the success of a version in the pool's world, as that stage of its round.
@@ -400,9 +411,12 @@ def run_circle(
                 raise ValueError(
                     f"{config.policy.path} predicts chunks of {predicted} actions; give --{option} {predicted} or less"
                 )
-    run = RunFolder.open(output_dir, config, resume)
-    if store is not None:
-        run.record_into(store)
+    RunFolder.check(output_dir, config)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with RunFolder(output_dir).locked():  # nothing is changed under another process that works there
+        run = RunFolder.open(output_dir, config, resume)
+        if store is not None:
+            run.record_into(store)
     with open_circle(config, run, say, device=device) as circle:
         circle.turn()
     return run

@@ -29,26 +29,37 @@ def experience(config: RunConfig, policy: Path) -> Experience:
     return roots if source is None else stages.seen_by(PolicyBundle.load(source), roots)
 
 
+def is_noted(run: RunFolder, index: int, experience: Experience, remedy: str) -> bool:
+    """Whether it is written down already what a round learns from.
+
+    Raises:
+        ValueError: it is, and was something else. `remedy` says what to do.
+    """
+    if (begun := run.done(index, "experience")) is None:
+        return False
+    if begun["digest"] != digest_of(experience.columns()):
+        raise ValueError(
+            f"round {index} was begun with {begun['episodes']} episodes, now the roots hold {len(experience.lengths)}, "
+            f"or other labels; {remedy}"
+        )
+    return True
+
+
 def look(run: RunFolder, index: int, experience: Experience) -> None:
     """Write down what a round learns from; and where the round is begun already, see that it is still the same.
 
     Raises:
         ValueError: it is not.
     """
-    frames = experience.columns()
-    digest = digest_of(frames)
-    if (begun := run.done(index, "experience")) is not None:
-        if begun["digest"] != digest:
-            raise ValueError(
-                f"round {index} was begun with {begun['episodes']} episodes, now the roots hold {len(experience.lengths)}, "
-                f"or other labels; give the same experience to finish it, or delete {run.round(index)} to begin it anew"
-            )
+    remedy = f"give the same experience to finish it, or delete {run.round(index)} to begin it anew"
+    if is_noted(run, index, experience, remedy):
         return
+    frames = experience.columns()
     with run.stage(index, "experience") as result:
         result |= {
             "episodes": len(experience.lengths),
             "counts": counts(frames, np.ones(len(frames), bool)),
-            "digest": digest,
+            "digest": digest_of(frames),
             **({} if index else {"return_scale": return_scale(frames)}),
         }
 

@@ -183,7 +183,7 @@ def predict(
     inputs = EvaluationInputs.of(store, bundle, tower, cache, window, scale)
     samples = run.cache / "ranking" / f"samples-{version:03d}-{learnt_from}.npy"
     if not samples.exists():
-        stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples)
+        stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples, fit.sample_batch)
     judged = stages.judged_actions(config.critic, versions.executed(bundle), window)
     shape = stages.observation_shape(tower, judged)
     state = stages.new_critic(shape, config.critic, fit, (config.seed, "rank", estimator), tower.device)
@@ -193,7 +193,8 @@ def predict(
     # Every version is evaluated on the same seeds, so that the first states of version 0's episodes are everybody's.
     chunks = run.cache / "ranking" / f"start-{version:03d}.npy"
     start = stages.fresh_inputs(ExperienceStore.read(run.round(0) / "fresh"), bundle, tower, cache, window, scale)
-    stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks)
+    if not chunks.exists():
+        stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks, fit.sample_batch)
     evaluation = evaluate_windows(state.critic, stages.critic_data(start, chunks, judged), fit)
     value = evaluation.best_value if version > 0 and config.is_played_with_critics else evaluation.value
     mean = float(value[start.frames.step == 0].mean(dtype=np.float64))

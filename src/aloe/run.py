@@ -25,6 +25,9 @@ from aloe.training import Log
 
 ALWAYS_FREE = ("output_dir", "rounds", "cache", "device")
 """Options that decide nothing about what has been done: a run may be moved, to a GPU, too, and go on for more rounds."""
+HOW_IT_IS_MADE = ("accumulate", "checkpointing", "sample_batch", "save_every")
+"""Options of whatever group that decide only how much memory training takes, and how often it is saved: what ran out of
+memory goes on with less."""
 FREE_OFFLINE = ("experience", "rename")
 """Offline, the next round may learn from more; what each has learnt from is kept by its stage `experience`."""
 
@@ -74,8 +77,9 @@ def from_plain[C](kind: type[C], plain: dict[str, Any]) -> C:
     for name, value in plain.items():
         if dataclasses.is_dataclass(types[name]) and isinstance(value, dict):
             value = from_plain(types[name], value)
-        elif get_origin(types[name]) is dict:
-            value = {key: from_plain(get_args(types[name])[1], content) for key, content in value.items()}
+        elif get_origin(types[name]) is dict and dataclasses.is_dataclass(get_args(types[name])[1]):
+            inner: Any = get_args(types[name])[1]
+            value = {key: from_plain(inner, content) for key, content in value.items()}
         elif value is not None and Path in (types[name], *get_args(types[name])):
             value = Path(value)
         values[name] = tuple(value) if isinstance(value, list) else value
@@ -110,27 +114,45 @@ class RunFolder:
         """Makes the folder, or goes on with it if it was made by the same config.
 
         Raises:
-            ValueError: it holds something else, was made with another config, or exists although `resume` is off.
+            ValueError: see `check`; or it exists although `resume` is off.
         """
         config_file = root / "config.json"
+        if not resume and config_file.exists():
+            raise ValueError(f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir")
+        cls.check(root, config)
         plain = to_plain(config)
+        if not config_file.exists() or json.loads(config_file.read_text()) != plain:
+            write_json(config_file, plain)
+        return cls(root)
+
+    @staticmethod
+    def check(root: Path, config: Any) -> None:
+        """Whether a run of this config may begin or go on in the folder; writes nothing.
+
+        Raises:
+            ValueError: it holds something else, was made with another config, or has played more rounds.
+        """
+        config_file, plain = root / "config.json", to_plain(config)
         if not config_file.exists():
             if root.exists() and any(not path.name.endswith(".partial") for path in root.iterdir()):
                 raise ValueError(f"{root} is not empty and holds no run; choose another --output-dir")
-            write_json(config_file, plain)
-            return cls(root)
-        if not resume:
-            raise ValueError(f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir")
+            return
         stored = json.loads(config_file.read_text())
         free = (*ALWAYS_FREE, *(FREE_OFFLINE if plain.get("offline") else ()))
-        if changed := _differences(stored, {**plain, **{key: stored[key] for key in free if key in stored}}):
+        if changed := [
+            f"{name}: {old}, now {new}"
+            for name, old, new in _differences(stored, plain)
+            if name.partition(".")[0] not in free and name.rpartition(".")[2] not in HOW_IT_IS_MADE
+        ]:
             raise ValueError(
                 f"{root} was made with another config ({'; '.join(changed[:4])}); "
                 "give the same options to go on with it, or choose another --output-dir"
             )
-        if stored != plain:
-            write_json(config_file, plain)
-        return cls(root)
+        played = max([0, *(int(path.name) for path in (root / "rounds").glob("[0-9][0-9][0-9]"))])
+        if plain.get("rounds", played) < played:
+            raise ValueError(
+                f"{root} has begun round {played} already; give --rounds {played} or more to go on with it"
+            )
 
     @property
     def experience(self) -> Path:
@@ -145,7 +167,7 @@ class RunFolder:
         """
         link, target = self.root / "experience", store.resolve()
         if link.is_symlink() and not (self.root / "rounds").exists():
-            link.unlink()  # of a call that was refused before anything was recorded
+            link.unlink()  # of a call that came to nothing, but for demonstrations that stay where they were recorded
         if target == self.root.resolve() / "experience":
             return  # a link to itself would lead nowhere
         if not link.exists(follow_symlinks=False):
@@ -229,9 +251,9 @@ class RunFolder:
                         writer.add_scalar(f"{stage}/{name}", value, step)
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Options by which two plain configs differ, as `name: old, now new`."""
+def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Options by which two plain configs differ: name with its groups, old and new value."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
         return [d for key in keys for d in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path}: {old}, now {new}"]
+    return [] if old == new else [(path, old, new)]

@@ -62,7 +62,10 @@ class BatchDraw:
         pools[-1], ratios[-1] = rows[~np.isin(part, list(ratios))], 1 - sum(ratios.values())
         kept = [n for n, pool in pools.items() if len(pool) and ratios[n] > 0]
         if not kept:
-            raise ValueError("there is nothing to learn from: all windows are of roots or sources whose ratio is 0")
+            raise ValueError(
+                "there is nothing to learn from: all windows are of roots or sources without a share of the batch; raise "
+                "--experience.NAME.ratio or --sources"
+            )
         self._pools = [pools[n] for n in kept]
         self._upto = np.cumsum([ratios[n] for n in kept]) / sum(ratios[n] for n in kept)
 

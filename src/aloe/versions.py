@@ -1,4 +1,5 @@
-"""The policy versions of a run, each with the critics that made it: how a version acts, and how often it succeeds."""
+"""The policy versions of a run, with their critics where the method has any: how a version acts, and how often it
+succeeds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -19,7 +20,8 @@ from aloe.value.play import BestOfPlayer
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """Version v is the policy that round v ended with, 0 the cloned one; the critics of round v made it."""
+    """Version v is the policy that round v ended with, 0 the cloned one. Critics of round v judged the actions that it
+    learnt from."""
 
     run: RunFolder
     config: RunConfig
@@ -33,10 +35,14 @@ class Versions:
         """The first policy's, for all rounds. Loaded anew each time, so that a large one does not stay in memory."""
         return Tower(bundle=self.policy(0), image_tokens=self.config.critic.image_tokens)
 
-    def critics(self, index: int, tower: Tower) -> CriticState:
-        """As the round left them."""
+    def critics(self, version: int, tower: Tower) -> CriticState:
+        """As round `version` left them.
+
+        Raises:
+            ValueError: the file is damaged, or holds critics of another shape.
+        """
         state = self.new_critics(tower)
-        state.load(self.run.round(index) / "critic.safetensors")
+        state.load(self.run.round(version) / "critic.safetensors")
         return state
 
     def new_critics(self, tower: Tower) -> CriticState:
@@ -54,7 +60,10 @@ class Versions:
         return executed_actions(bundle.policy, self.config.policy.execute)
 
     def player(self, version: int, choosing: bool) -> PolicyPlayer | BestOfPlayer:
-        """A version as it acts, under the condition that belongs to the method; choosing: by the critics' choice."""
+        """A version as it acts, under the condition that belongs to the method.
+
+        choosing: with the critics' choice among chunks, where the version has critics and `best_of` is more than 1.
+        """
         config, bundle = self.config, self.policy(version)
         if version and config.method == "recap":
             return PolicyPlayer(bundle=bundle, condition=recap.POSITIVE, guidance=config.recap.guidance)

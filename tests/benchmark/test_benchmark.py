@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,10 @@ import pytest
 
 from aloe import cli
 from aloe.benchmark import cells
-from aloe.benchmark.cells import Cell, play_cell, play_start, rank_cell
+from aloe.benchmark.cells import Cell, code_version, play_cell, play_start, rank_cell
 from aloe.benchmark.commands import Benchmark
 from aloe.benchmark.results import COLUMNS, Results
-from aloe.benchmark.runner import duration, run_benchmark
+from aloe.benchmark.runner import Job, duration, run_benchmark
 from aloe.benchmark.start import StartConfig
 from aloe.benchmark.suites import ABLATION, FLAWLESS, METHODS, SUITES, TASKS, Suite, find_suite, method_config
 from aloe.config import PRESETS, RunConfig, with_options
@@ -268,6 +269,22 @@ def test_a_start_that_fails_takes_its_cells_along_and_is_named_at_the_end(tmp_pa
     ):
         play(tmp_path, seeds=(0,), suite=suite)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_cell_that_was_killed_is_named_with_the_signal_and_not_with_its_last_words_alone(tmp_path):
+    cell = Cell.of(SMALL, "aloe", 0, tmp_path / "runs", tmp_path / "results")
+    job = Job(what="cell", cell=cell)
+    cell.folder.mkdir(parents=True)
+    job.log.write_text("round 1: improving the policy\n")
+    assert job.last_words(2) == "round 1: improving the policy"
+    said = "killed by SIGKILL (out of memory? give fewer --jobs) after it said: round 1: improving the policy"
+    assert job.last_words(-9) == said
+    assert job.last_words(-15) == "killed by SIGTERM after it said: round 1: improving the policy"
+
+
+def test_where_there_is_no_git_rows_name_the_version_of_the_package(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert code_version() == f"aloe-vla {version('aloe-vla')}"
 
 
 def test_a_start_is_made_once_and_then_left_alone(tmp_path):

@@ -213,6 +213,12 @@ def test_a_section_ends_at_its_own_end(tmp_path):
     )
 
 
+def test_a_section_without_its_own_end_does_not_take_the_next_along(tmp_path):
+    text = "<!-- benchmark:a -->1 between <!-- benchmark:b -->2<!-- /benchmark -->"
+    with pytest.raises(ValueError, match="has no place for a; add the lines"):
+        replace_section(text, "a", "new", tmp_path)
+
+
 def test_seeds_of_a_method_under_different_configs_are_not_averaged():
     mixed = table()
     mixed.loc[(mixed["method"] == "aloe") & (mixed["seed"] == 1), "config_hash"] = "def"
@@ -275,6 +281,18 @@ def test_the_critics_figures_follow_from_the_rows():
     # and whoever took the later version for the better one was right both times
     assert "| `aloe` | `newest` | return | 2 | 2 | 1.00 (1.00 to 1.00) | 0.00 (0.00 to 0.00) | - |" in text
     assert critics_section(table()) == []
+
+
+def test_critics_that_were_judged_or_ranked_by_other_options_do_not_stand_in_one_table():
+    for column, old, new, message in (
+        ("trust", '"episodes": 20', '"episodes": 40', "20 and 40 fresh episodes"),
+        ("ranking", '"steps": 500', '"steps": 1000', "500 and 1000 steps of ranking critics"),
+    ):
+        found = judged()
+        mine = found[column].notna() & (found["seed"] == 1)
+        found.loc[mine, column] = found.loc[mine, column].str.replace(old, new)
+        with pytest.raises(ValueError, match=f"{message}.*another --results"):
+            critics_section(found)
 
 
 def test_the_command_of_a_ranking_stands_beside_its_figures():

@@ -12,6 +12,13 @@ HEALTHY = {
 }
 
 
+def test_some_values_above_every_return_are_not_called_none():
+    (warning,) = warnings_of(HEALTHY | {"above_best": 0.04, "above_best_at_step": 0.6}, 2.0).values()
+    assert "(4% of them, and 60%" in warning
+    (warning,) = warnings_of(HEALTHY | {"above_best": 0.0, "above_best_at_step": 0.6}, 2.0).values()
+    assert "(none of them, but 60%" in warning
+
+
 def test_a_healthy_critic_gives_no_warning():
     assert warnings_of(HEALTHY, 2.0) == {}
 

@@ -59,13 +59,12 @@ def test_policy_on_a_gpu_takes_and_gives_what_lies_on_the_cpu(name: str, tmp_pat
         data = PolicyRows(
             inputs=inputs,
             action=torch.randn(4, 3),
+            chunk=np.zeros((4, H), np.int64),
+            is_pad=np.zeros((4, H), bool),
             images=lambda rows: {"top": np.zeros((len(rows), 48, 64, 3), np.uint8)},
             device="cuda",
         )
-        frames = np.zeros((4, H), np.int64)
-        actor = ActorRows(
-            rows=np.arange(4), weight=np.ones(4, np.float32), frames=frames, is_pad=np.zeros((4, H), bool)
-        )
+        actor = ActorRows(rows=np.arange(4), weight=np.ones(4, np.float32))
         bundle = PolicyBundle(policy=policy, preprocessor=None, postprocessor=None)
         generator = torch.Generator().manual_seed(0)
         for loss in actor_losses(bundle, data, actor, np.arange(4), ActorConfig(accumulate=2), generator):

@@ -75,11 +75,11 @@ def test_training_says_what_it_takes_and_what_cannot_fit_is_refused_before_it_st
         bundle,
         np.zeros((4, 5), np.float32),
         np.zeros((4, 3), np.float32),
+        (np.zeros((4, 4), np.int64), np.zeros((4, 4), bool)),
         ["push"] * 4,
         lambda rows: dict.fromkeys(("top", "wrist"), pictures[rows]),
     )
-    frames = np.zeros((4, 4), np.int64)
-    actor = ActorRows(rows=np.arange(4), weight=np.ones(4, np.float32), frames=frames, is_pad=frames > 0)
+    actor = ActorRows(rows=np.arange(4), weight=np.ones(4, np.float32))
     monkeypatch.setattr(train, "WORTH_SAYING", 0)
     train_actor(bundle, data, actor, ActorConfig(steps=1, batch_size=4), (0,), label="improve")
     assert "improve: training takes about 0.0 GiB beside the weights (gradients 0.0," in capsys.readouterr().err

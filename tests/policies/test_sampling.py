@@ -19,8 +19,14 @@ def rows_of(bundle: PolicyBundle) -> PolicyRows:
     rng = np.random.default_rng(0)
     pictures = {camera: rng.integers(0, 256, (FRAMES, 16, 16, 3), np.uint8) for camera in ("top", "wrist")}
     state, action = (rng.standard_normal((FRAMES, dim)).astype(np.float32) for dim in (5, 3))
+    chunks = (np.zeros((FRAMES, 4), np.int64), np.zeros((FRAMES, 4), bool))  # which nothing is trained on
     return PolicyRows.of(
-        bundle, state, action, ["push"] * FRAMES, lambda rows: {camera: p[rows] for camera, p in pictures.items()}
+        bundle,
+        state,
+        action,
+        chunks,
+        ["push"] * FRAMES,
+        lambda rows: {camera: p[rows] for camera, p in pictures.items()},
     )
 
 

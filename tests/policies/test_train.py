@@ -18,17 +18,22 @@ def problem(bundle, seed: int = 0) -> PolicyRows:
     pictures = {camera: rng.integers(0, 256, (FRAMES, 16, 16, 3), np.uint8) for camera in ("top", "wrist")}
     state = rng.standard_normal((FRAMES, 5)).astype(np.float32)
     action = rng.standard_normal((FRAMES, 3)).astype(np.float32)
+    wanted = np.arange(FRAMES)[:, None] + np.arange(4)
     return PolicyRows.of(
-        bundle, state, action, ["push"] * FRAMES, lambda rows: {camera: p[rows] for camera, p in pictures.items()}
+        bundle,
+        state,
+        action,
+        (np.minimum(wanted, FRAMES - 1), wanted >= FRAMES),
+        ["push"] * FRAMES,
+        lambda rows: {camera: p[rows] for camera, p in pictures.items()},
     )
 
 
-def windows(weight: list[float] | None = None, rows: list[int] | None = None, horizon: int = 4) -> ActorRows:
+def windows(weight: list[float] | None = None, rows: list[int] | None = None) -> ActorRows:
     """A window at every frame of one episode of ten."""
-    wanted = np.arange(FRAMES)[:, None] + np.arange(horizon)
     weights = np.array([1.0] * FRAMES if weight is None else weight, np.float32)
     chosen = np.flatnonzero(weights > 0) if rows is None else np.array(rows)
-    return ActorRows(rows=chosen, weight=weights, frames=np.minimum(wanted, FRAMES - 1), is_pad=wanted >= FRAMES)
+    return ActorRows(rows=chosen, weight=weights)
 
 
 def weights_of(bundle) -> dict[str, bytes]:
@@ -70,10 +75,10 @@ def test_a_window_of_weight_0_in_the_batch_has_no_influence(make):
 def test_padding_of_a_window_has_no_influence(make):
     last = windows(rows=[FRAMES - 1])  # one action, and three that repeat it as padding
 
-    def shown(is_pad: np.ndarray) -> ActorRows:
-        return ActorRows(rows=last.rows, weight=last.weight, frames=last.frames, is_pad=is_pad)
+    def without_padding(data: PolicyRows) -> None:
+        data.is_pad[:] = False
 
-    assert trained(make, actor=shown(last.is_pad)) != trained(make, actor=shown(np.zeros_like(last.is_pad)))
+    assert trained(make, actor=last) != trained(make, without_padding, actor=last)
     bundle = make()
     data, rows = problem(bundle), last.rows
     (loss,) = actor_losses(bundle, data, last, rows, BRIEF, torch.Generator().manual_seed(0))
@@ -139,5 +144,6 @@ def test_training_refuses_what_it_cannot_learn_from(make):
     data = problem(bundle)
     with pytest.raises(ValueError, match="nothing for the actor to learn from"):
         train_actor(bundle, data, windows(rows=[]), BRIEF, (0,))
-    with pytest.raises(ValueError, match="windows have 5 actions, the policy predicts 4"):
-        train_actor(bundle, data, windows(horizon=5), BRIEF, (0,))
+    five = (np.zeros((FRAMES, 5), np.int64), np.zeros((FRAMES, 5), bool))
+    with pytest.raises(ValueError, match="the policy predicts chunks of 4 actions, not of 5"):
+        PolicyRows.of(bundle, np.zeros((FRAMES, 5)), np.zeros((FRAMES, 3)), five, ["push"] * FRAMES, data.images)

@@ -48,11 +48,10 @@ def problem(bundle: PolicyBundle) -> tuple[PolicyRows, ActorRows]:
     pictures = rng.integers(0, 256, (FRAMES, 48, 64, 3), np.uint8)
     state = rng.standard_normal((FRAMES, 5)).astype(np.float32)
     action = rng.standard_normal((FRAMES, 3)).astype(np.float32)
-    rows = PolicyRows.of(bundle, state, action, ["push"] * FRAMES, lambda index: {"top": pictures[index]})
     wanted = np.arange(FRAMES)[:, None] + np.arange(H)
-    weight = rng.uniform(0.5, 2, FRAMES).astype(np.float32)
-    taken = np.minimum(wanted, FRAMES - 1)
-    return rows, ActorRows(rows=np.arange(FRAMES), weight=weight, frames=taken, is_pad=wanted >= FRAMES)
+    chunks = (np.minimum(wanted, FRAMES - 1), wanted >= FRAMES)
+    rows = PolicyRows.of(bundle, state, action, chunks, ["push"] * FRAMES, lambda index: {"top": pictures[index]})
+    return rows, ActorRows(rows=np.arange(FRAMES), weight=rng.uniform(0.5, 2, FRAMES).astype(np.float32))
 
 
 def chunks(bundle: PolicyBundle) -> torch.Tensor:

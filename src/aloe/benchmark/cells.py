@@ -138,7 +138,8 @@ def play_cell(cell: Cell, say: Say = print) -> None:
         if cell.is_finished:
             return
         commit = code_version()  # before the hours in which the code may change
-        begin_cell(cell.config, play_start(cell, say), cell.root)
+        if not cell.root.exists():
+            begin_cell(cell.config, play_start(cell, say), cell.root)
         check_folder(cell.root, cell.config)
         check_start(cell)
         run = run_circle(cell.config, cell.root, say=say, device=cell.device)
@@ -249,7 +250,10 @@ def code_version() -> str:
     here = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True)
+        except FileNotFoundError:  # no git
+            return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", "run.py") is None:

@@ -1,7 +1,7 @@
 """How far the critics of a suite could be trusted, as Markdown, from its rows alone; docs/trust.md explains the numbers."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -46,7 +46,7 @@ def critics_section(rows: pd.DataFrame) -> list[str]:
     judged, ranked = (plain.loc[plain[name].notna()] for name in ("trust", "ranking"))
     parts = []
     if len(judged):
-        episodes = json.loads(judged["trust"].iloc[0])["trust"]["episodes"]
+        episodes = _one_number((json.loads(text)["trust"]["episodes"] for text in judged["trust"]), "fresh episodes")
         parts += [
             f"**The critics**, judged on {episodes} fresh episodes of the policy that they evaluated "
             "([trust.md](trust.md)): mean over seeds, in brackets the lowest and the highest. "
@@ -58,7 +58,7 @@ def critics_section(rows: pd.DataFrame) -> list[str]:
             ),
         ]
     if len(ranked):
-        steps = json.loads(ranked["ranking"].iloc[0])["steps"]
+        steps = _one_number((json.loads(text)["steps"] for text in ranked["ranking"]), "steps of ranking critics")
         parts += [
             "**Would the critic have picked the best policy version?** Critics trained from scratch under each version on "
             f"the run's final store, {steps} steps each, against what was measured "
@@ -67,6 +67,17 @@ def critics_section(rows: pd.DataFrame) -> list[str]:
             markdown_table(_RANKING, [row for method in methods_of(ranked) for row in _ranking_rows(ranked, method)]),
         ]
     return parts
+
+
+def _one_number(numbers: Iterable[int], of_what: str) -> int:
+    """What all rows agree in. Raises ValueError if they do not: their critics cannot stand in one table."""
+    found = sorted(set(numbers))
+    if len(found) > 1:
+        raise ValueError(
+            f"the rows have {' and '.join(map(str, found))} {of_what}, by older and newer options: play or rank the older "
+            "cells anew with another --results"
+        )
+    return found[0]
 
 
 def _judgements(judged: pd.DataFrame) -> list[tuple[str, int, pd.DataFrame]]:

@@ -58,8 +58,8 @@ def replace_section(text: str, name: str, section: str, page: Path) -> str:
     """The page with a new section of this name."""
     begin, end = f"<!-- benchmark:{name} -->", "<!-- /benchmark -->"
     before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
+    old, closed, after = rest.partition(end)
+    if not found or not closed or "<!-- benchmark:" in old:  # whose own end is missing would take others along
         raise ValueError(
             f"{page} has no place for {name}; add the lines {begin} and {end} where its tables shall stand"
         )

@@ -36,7 +36,7 @@ COLUMNS: Final[dict[str, str]] = {
     "training_seconds": "float64",
     "evaluation_seconds": "float64",
     "shared_seconds": "float64",  # the part of the three above that belongs to the common start
-    "config_hash": "str",  # of all options but the seed
+    "config_hash": "str",  # of all options that decide the cell's rows, but for the seed
     "start_hash": "str",  # of those that shape the common start
     "trust": "string",  # JSON: numbers and warnings about the round's critics, as in `summary.json`; missing without any
     "ranking": "string",  # JSON: what `aloe rank` says of the round's policy version; missing where it was not asked

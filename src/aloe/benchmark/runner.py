@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,9 +67,14 @@ class Job:
         process.stdin.flush()  # but not closed: a child ends when its stdin does
         return process
 
-    def last_words(self) -> str:
+    def last_words(self, returncode: int) -> str:
+        """Why it failed: what it said last, and before that the signal that ended it, if one did."""
         lines = self.log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "(nothing)"
+        said = lines[-1] if lines else "(nothing)"
+        if returncode >= 0:
+            return said
+        hint = " (out of memory? give fewer --jobs)" if -returncode == signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-returncode).name}{hint} after it said: {said}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,13 +183,15 @@ class _Play:
         """Starts that are there."""
         for start in dict.fromkeys(job.cell.start_name for job in jobs_left):
             mine = [job for job in jobs_left if job.cell.start_name == start]
-            if mine[0].what == "rank" or is_made(mine[0].cell.start, mine[0].cell.perturbations):
+            begun = all(job.cell.root.exists() for job in mine)  # each with its copy of the start
+            if begun or is_made(mine[0].cell.start, mine[0].cell.perturbations):
                 self.begun.add(start)
             else:
                 self.waiting.append(Job(what="start", cell=mine[0].cell))
             self.waiting += mine
         self.running: list[_Running] = []
-        self.failed: list[Job] = []
+        self.failed: dict[str, str] = {}
+        """Name of a job -> why, and where its log is."""
 
     def run(self) -> None:
         with self._no_child_left():
@@ -196,7 +204,7 @@ class _Play:
                     self.running.remove(one)
                     self._ended(one)
         if self.failed:
-            what = "; ".join(f"{job.name}: {job.last_words()} ({job.log})" for job in self.failed)
+            what = "; ".join(f"{job}: {why}" for job, why in self.failed.items())
             raise ValueError(f"{len(self.failed)} of {self.suite} failed: {what}; the same command tries them again")
 
     def _next(self) -> Job | None:
@@ -206,8 +214,9 @@ class _Play:
     def _ended(self, one: _Running) -> None:
         job, took = one.job, time.monotonic() - one.since
         if one.process.returncode:
-            self.failed.append(job)
-            self.say(f"{job.name} failed after {duration(took)}: {job.last_words()}")
+            why = job.last_words(one.process.returncode)
+            self.failed[job.name] = f"{why} ({job.log})"
+            self.say(f"{job.name} failed after {duration(took)}: {why}")
             if job.what == "start":  # none of its cells can be played
                 self.waiting = [other for other in self.waiting if other.cell.start_name != job.cell.start_name]
             return

@@ -67,7 +67,7 @@ def check_folder(root: Path, config: RunConfig | StartConfig) -> None:
     if not (root / "config.json").exists():
         return
     try:
-        RunFolder.open(root, config)
+        RunFolder.check(root, config)
     except ValueError as error:
         raise ValueError(f"{error}, or delete that folder (rows of finished cells stay in the results)") from error
 
@@ -103,9 +103,7 @@ def make_start(
 
 
 def begin_cell(config: RunConfig, start: RunFolder, root: Path) -> None:
-    """Makes a cell's folder from a finished start, at once or not at all; leaves one that is there alone."""
-    if root.exists():
-        return
+    """Makes a cell's folder from a finished start, at once or not at all."""
     with new_folder(root) as partial:
         shutil.copytree(start.experience, partial / "experience")
         shutil.copytree(start.root / "rounds", partial / "rounds")

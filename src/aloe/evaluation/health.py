@@ -41,7 +41,7 @@ def warnings_of(
     said = {}
     above, above_at_step = number("above_best"), number("above_best_at_step")
     if above > ABOVE_BEST or above_at_step > ABOVE_BEST_AT_STEP:
-        where = f"{above:.0%} of them, and" if above > ABOVE_BEST else "in no state so far, but"
+        where = f"{above:.0%} of them, and" if above > 0 else "none of them, but"
         said["above_best_at_step"] = (
             f"values of sampled chunks exceed every return seen ({where} {above_at_step:.0%} exceed every return seen from "
             f"the same step on): the critic is over-estimating; try {lower}"

@@ -59,9 +59,4 @@ def fit_config(fit: FitConfig, config: QcConfig) -> FitConfig:
 
 def actor_rows(windows: Windows) -> ActorRows:
     """Every window of the store, with weight 1."""
-    return ActorRows(
-        rows=np.arange(len(windows)),
-        weight=np.ones(len(windows), np.float32),
-        frames=windows.frames,
-        is_pad=windows.is_pad,
-    )
+    return ActorRows(rows=np.arange(len(windows)), weight=np.ones(len(windows), np.float32))

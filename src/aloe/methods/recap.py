@@ -74,8 +74,6 @@ def actor_rows(frames: Frames, windows: Windows, advantage: Float32[ndarray, "N"
     return ActorRows(
         rows=np.arange(len(windows)),
         weight=np.ones(len(windows), np.float32),
-        frames=windows.frames,
-        is_pad=windows.is_pad,
         condition=[POSITIVE if good else NEGATIVE for good in is_positive(frames, windows, advantage, config)],
         condition_dropout=config.dropout,
     )

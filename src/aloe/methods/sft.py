@@ -18,4 +18,4 @@ from aloe.types import Source
 def actor_rows(frames: Frames, windows: Windows) -> ActorRows:
     """Every window of the successful demonstrations, with weight 1."""
     rows = np.flatnonzero((frames.source == Source.DEMO) & windows.fragment_success)
-    return ActorRows(rows=rows, weight=np.ones(len(windows), np.float32), frames=windows.frames, is_pad=windows.is_pad)
+    return ActorRows(rows=rows, weight=np.ones(len(windows), np.float32))

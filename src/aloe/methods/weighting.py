@@ -34,4 +34,4 @@ def weighted_rows(
     beta = beta_scale * float(every[torch.from_numpy(known)].std(correction=0))
     weight = np.where(known, advantage_weight(every, beta, clip).numpy(), 0)
     weight = np.where(windows.failed, failed_share * weight, weight).astype(np.float32)
-    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight, frames=windows.frames, is_pad=windows.is_pad)
+    return ActorRows(rows=np.flatnonzero(weight > 0), weight=weight)

@@ -40,6 +40,10 @@ class PolicyRows:
     """Preprocessed observation entries without pictures, (N, ...)."""
     action: Float[Tensor, "N A"]
     """Executed actions, normalised."""
+    chunk: Int64[ndarray, "N H"]
+    """Frame of each action of the chunk that the policy is to predict from each frame."""
+    is_pad: Bool[ndarray, "N H"]
+    """Which of these are padding."""
     images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]]
     shares: Shares | None = None
     """How much of a batch is of each root or task, where there are several."""
@@ -53,12 +57,21 @@ class PolicyRows:
         bundle: PolicyBundle,
         state: Float32[ndarray, "N S"],
         action: Float32[ndarray, "N A"],
+        chunks: tuple[Int64[ndarray, "N H"], Bool[ndarray, "N H"]],
         tasks: list[str],
         images: Callable[[Int64[ndarray, "B"]], dict[str, UInt8[ndarray, "B h w 3"]]],
         condition: Sequence[str] | None = None,
         shares: Shares | None = None,
     ) -> "PolicyRows":
-        """Sends all frames through the policy's own preprocessor; with a `condition`, words for each frame, twice."""
+        """Sends all frames through the policy's own preprocessor; with a `condition`, words for each frame, twice.
+
+        chunks: `chunk` and `is_pad`, as `experience.windows.action_frames` gives them.
+
+        Raises:
+            ValueError: chunks of another length.
+        """
+        if (length := chunks[0].shape[1]) != (predicted := chunk_shape(bundle.policy)[0]):
+            raise ValueError(f"the policy predicts chunks of {predicted} actions, not of {length}")
 
         def inputs_for(tasks: list[str]) -> tuple[dict[str, Tensor], Tensor]:
             batch = bundle.preprocessor(
@@ -74,6 +87,8 @@ class PolicyRows:
         return PolicyRows(
             inputs=inputs,
             action=normalised,
+            chunk=chunks[0],
+            is_pad=chunks[1],
             images=images,
             shares=shares,
             conditioned=conditioned,
@@ -99,9 +114,6 @@ class ActorRows:
     """Windows that take part."""
     weight: Float32[ndarray, "N"]
     """Weight of every window of the store."""
-    frames: Int64[ndarray, "N H"]
-    """Frame of each action of each window."""
-    is_pad: Bool[ndarray, "N H"]
     condition: list[str] | None = None
     """Words added to the instruction of each window of the store; None for a policy that is not conditioned."""
     condition_dropout: float = 0.0
@@ -128,16 +140,11 @@ def train_actor(
     optimizer, if a later phase can go on from it: LoRA adapters are gone with the phase, and so are their moments.
 
     Raises:
-        ValueError: no windows to learn from, or windows of another length than the policy's chunks.
+        ValueError: no windows to learn from, more memory than there is, or an earlier optimizer that cannot go on.
     """
     policy = bundle.policy
     if not len(actor.rows):
         raise ValueError("there is nothing for the actor to learn from: no window has been selected")
-    if actor.frames.shape[1] != chunk_shape(policy)[0]:
-        raise ValueError(
-            f"windows have {actor.frames.shape[1]} actions, the policy predicts {chunk_shape(policy)[0]}; "
-            "set the horizon to the policy's chunk size"
-        )
     if optimizer_file is not None and config.train == "lora":
         raise ValueError("LoRA adapters begin anew in every phase and take no earlier optimizer; leave it out")
     numbers = recipe(policy, config, improving=improving)
@@ -151,7 +158,9 @@ def train_actor(
         elif optimizer_file is not None:
             load_state(optimizer_file, {}, optimizers)
         if first < config.steps:
-            _check_memory(bundle, data, actor, config, label)
+            needed = check_memory(bundle, data, config)
+            if needed is not None:
+                tqdm.write(f"{label}: training takes about {needed}", file=sys.stderr)
         draw = BatchDraw(actor.rows, data.shares)
         steps = range(first, config.steps)
         for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):
@@ -182,16 +191,17 @@ def descend(
     return total, norm
 
 
-def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, config: ActorConfig, label: str) -> None:
-    """Says what training will take, where that is much. Two small passes; no training step sees of it.
+def check_memory(bundle: PolicyBundle, data: PolicyRows, config: ActorConfig) -> str | None:
+    """What training will take, in words, where that is much. Two small passes; no training step sees of it.
 
     Raises:
         ValueError: it cannot fit as it is set up now.
     """
-    policy, device = bundle.policy, device_of(bundle.policy)
+    policy, device, frames = bundle.policy, device_of(bundle.policy), np.arange(len(data.action))
+    actor = ActorRows(rows=frames, weight=np.ones(len(frames), np.float32))
 
     def kept(windows: int) -> int:
-        rows, whole = np.resize(actor.rows, windows), replace(config, accumulate=1)
+        rows, whole = np.resize(frames, windows), replace(config, accumulate=1)
         passing = actor_losses(bundle, data, actor, rows, whole, torch.Generator().manual_seed(0))
         return kept_bytes(lambda: list(passing), policy)
 
@@ -199,8 +209,7 @@ def _check_memory(bundle: PolicyBundle, data: PolicyRows, actor: ActorRows, conf
     free, part = free_memory(device), -(-config.batch_size // config.accumulate)
     if (complaint := remedy(memory, config, free, device.type == "cuda")) is not None:
         raise ValueError(complaint)
-    if memory.needed(part) >= WORTH_SAYING:
-        tqdm.write(f"{label}: training takes about {memory.told(part, free)}", file=sys.stderr)
+    return memory.told(part, free) if memory.needed(part) >= WORTH_SAYING else None
 
 
 def actor_losses(
@@ -214,7 +223,7 @@ def actor_losses(
     """The weighted flow-matching loss of one batch of windows in `config.accumulate` summands, one after the other: the
     sum of their gradients is that of the whole. Their noise and time are those of the whole."""
     policy, device = bundle.policy, device_of(bundle.policy)
-    action = data.action[torch.from_numpy(actor.frames[rows])]
+    action = data.action[torch.from_numpy(data.chunk[rows])]
     noise = torch.randn(len(action), *noise_shape(policy), generator=generator)
     time = sample_time(policy, len(action), generator)
     keep = None
@@ -222,7 +231,7 @@ def actor_losses(
         keep = torch.rand(len(action), generator=generator) >= actor.condition_dropout
     weight = torch.from_numpy(actor.weight[rows])
     weight = weight / weight.mean().clamp(min=1e-6)
-    is_pad = actor.is_pad[rows]
+    is_pad = data.is_pad[rows]
     for part in np.array_split(np.arange(len(rows)), config.accumulate):
         batch = data.batch(rows[part], None if keep is None else keep[part]) | {ACTION: action[part]}
         with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"):

@@ -7,8 +7,9 @@ from typing import Any
 
 from aloe.config import unread_groups
 from aloe.report.folder import RunSoFar
+from aloe.run import HOW_IT_IS_MADE
 
-NOISE = re.compile(r"^(seed|workers|cache\..*|rounds|.*\b(save_every|sample_batch|checkpointing))$")
+NOISE = re.compile(rf"^(seed|workers|cache\..*|rounds|.*\b({'|'.join(HOW_IT_IS_MADE)}))$")
 """Options that decide how fast or for how long a run is made. The seed has a column of its own."""
 
 

@@ -1,7 +1,7 @@
 """Stages that train a policy: clone and improve."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from lerobot.policies.factory import make_pre_post_processors
 from safetensors import SafetensorError
 
 from aloe.experience.cache import Cache, FrameCache
-from aloe.experience.schema import Experience, Frames
+from aloe.experience.schema import Experience, Frames, digest_of
 from aloe.experience.view import only_cameras
 from aloe.experience.windows import Windows, action_frames
 from aloe.methods import dagger, filtered, sft
@@ -25,10 +25,11 @@ from aloe.policies.flow import (
     chunk_shape,
     seen_cameras,
 )
-from aloe.policies.recipe import ActorConfig
+from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
-from aloe.policies.train import ActorRows, PolicyRows, train_actor
-from aloe.training import Device, Log, Shares, generator_for, save_state, state_step
+from aloe.policies.train import ActorRows, PolicyRows, check_memory, train_actor
+from aloe.policies.trainable import trainable
+from aloe.training import Device, Log, Shares, generator_for, load_state, save_state, state_step
 from aloe.types import Source
 
 CloningMethod = Literal["sft", "dagger", "filtered"]
@@ -40,6 +41,9 @@ CLONING: dict[CloningMethod, Callable[[Frames, Windows], ActorRows]] = {
 
 SMALLEST_STD = 1e-2
 """Demonstrations may hold a number still, the grip for example; divided by less, a human's twitch would become enormous."""
+
+EXPERIENCE = "experience"
+"""Attribute of `advantages.parquet`: the digest of what it was made for."""
 
 EXECUTE = 4
 """Actions of a chunk that a new policy executes, where nobody says how many."""
@@ -149,6 +153,7 @@ def policy_rows(
         bundle,
         frames.state,
         frames.action,
+        action_frames(frames, chunk_shape(bundle.policy)[0]),
         [frames.tasks[i] for i in frames.task_index],
         lambda rows: {camera: pictures.gather(camera, rows) for camera in wanted},
         condition,
@@ -189,16 +194,16 @@ def train_policy(
     `out`. improving: the policy has been trained before.
 
     A window's weight counts for the whole chunk that the policy predicts from there, be it longer than what was judged.
+
+    Raises:
+        ValueError: see `train_actor` and `policy_rows`.
     """
-    frames = store.columns()
-    taken, is_pad = action_frames(frames, chunk_shape(bundle.policy)[0])
-    actor = replace(actor, frames=taken, is_pad=is_pad)
     pictures = FrameCache(cache, store)
     pictures.update()
     checkpoint = out / f"{label}.checkpoint.safetensors"
     optimizer = train_actor(
         bundle,
-        policy_rows(bundle, frames, pictures, actor.condition),
+        policy_rows(bundle, store.columns(), pictures, actor.condition),
         actor,
         config,
         key,
@@ -214,8 +219,40 @@ def train_policy(
     checkpoint.unlink(missing_ok=True)
 
 
-def rows_from_advantages(path: Path, frames: Frames, windows: Windows, condition_dropout: float = 0.0) -> ActorRows:
+def check_trainable(
+    bundle: PolicyBundle,
+    store: Experience,
+    cache: Cache,
+    config: ActorConfig,
+    key: tuple[int | str, ...],
+    optimizer_file: Path | None = None,
+) -> None:
+    """Before hours go into critics: can the policy be trained so? It is left as it was.
+
+    Raises:
+        ValueError: it does not fit into memory, or has no place for what is to be trained; or the earlier optimizer is that
+            of other parameters.
+    """
+    pictures = FrameCache(cache, store)
+    pictures.update()
+    data = policy_rows(bundle, store.columns(), pictures)
+    with trainable(bundle.policy, config, key):
+        check_memory(bundle, data, config)
+        if optimizer_file is not None:
+            load_state(
+                optimizer_file,
+                {},
+                {"optimizer": recipe(bundle.policy, config, improving=True).optimizer(bundle.policy)},
+            )
+
+
+def rows_from_advantages(
+    path: Path, frames: Frames, condition_dropout: float = 0.0, *, same_labels: bool = False
+) -> ActorRows:
     """The weights that `advantage_stage` wrote, checked against the store that they are to be used with.
+
+    same_labels: they must have been made with the labels that the store has now. (A run may go on in a round that it began
+    with earlier ones.)
 
     Raises:
         ValueError: they were made for another store, or for an earlier state of it.
@@ -229,15 +266,18 @@ def rows_from_advantages(path: Path, frames: Frames, windows: Windows, condition
     if not same:
         raise ValueError(
             f"{path} has {len(table)} windows, the store {len(frames)} frames: it was made for another store, or before "
-            "the store grew; run `aloe critic` again"
+            "the store grew; run `aloe critic` with another --output-dir"
+        )
+    if same_labels and table.attrs.get(EXPERIENCE, digest_of(frames)) != digest_of(frames):
+        raise ValueError(
+            f"{path} was made for another store, or before labels of this one were corrected; run `aloe critic` with "
+            "another --output-dir"
         )
     weight = table["weight"].to_numpy(np.float32)
     condition = table["condition"].tolist() if "condition" in table else None
     return ActorRows(
         rows=np.flatnonzero(weight > 0),
         weight=weight,
-        frames=windows.frames,
-        is_pad=windows.is_pad,
         condition=condition,
         condition_dropout=condition_dropout,
     )

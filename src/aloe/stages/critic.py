@@ -12,8 +12,9 @@ from jaxtyping import Float32
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from aloe.evaluation.support import effective_share
 from aloe.experience.cache import Cache, FeatureCache, FrameCache
-from aloe.experience.schema import Experience, Frames
+from aloe.experience.schema import Experience, Frames, digest_of
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.flow import (
     PolicyBundle,
@@ -26,7 +27,7 @@ from aloe.policies.flow import (
 )
 from aloe.policies.sampling import SHARD, sample_all_chunks
 from aloe.policies.train import ActorRows
-from aloe.stages.actor import policy_rows
+from aloe.stages.actor import EXPERIENCE, policy_rows
 from aloe.training import Log, generator_for
 from aloe.types import Source
 from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape
@@ -239,7 +240,7 @@ def write_advantages(
         "weight": actor.weight,
         **({} if actor.condition is None else {"condition": actor.condition}),
     }
-    write_table(table, out / "advantages.parquet")
+    write_table(table, out / "advantages.parquet", {EXPERIENCE: digest_of(inputs.frames)})
 
 
 def value_columns(
@@ -262,20 +263,22 @@ def value_columns(
     }
 
 
-def write_table(columns: dict[str, np.ndarray], path: Path) -> None:
-    """A parquet file, atomically."""
+def write_table(columns: dict[str, np.ndarray], path: Path, attributes: dict[str, str] | None = None) -> None:
+    """A parquet file, atomically; with attributes, which pandas gives back as `attrs`."""
     partial = path.with_name(path.name + ".partial")
-    pd.DataFrame(columns).to_parquet(partial, index=False)
+    table = pd.DataFrame(columns)
+    table.attrs.update(attributes or {})
+    table.to_parquet(partial, index=False)
     os.replace(partial, path)
 
 
 def advantage_metrics(
     frames: Frames, value: Float32[np.ndarray, "N"], advantage: Float32[np.ndarray, "N"], actor: ActorRows
 ) -> dict[str, float]:
-    """Effective sample size, and by source the mean advantage and the share of the weight."""
+    """Effective share of the windows with any weight, and by source the mean advantage and the share of the weight."""
     weight = actor.weight.astype(np.float64)
     metrics = {
-        "effective_samples": float(weight.sum() ** 2 / (weight**2).sum() / len(weight)),
+        "effective_share": effective_share(weight),
         "value": float(value.mean()),
     }
     for source in Source:
