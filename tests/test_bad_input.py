@@ -193,7 +193,7 @@ def test_policy_with_actions_of_another_size(complaint, policy, tmp_path, comman
     whole = demonstration(0)
     other.append(replace(whole, action=whole.action[:, :3], proposed_action=whole.proposed_action[:, :3]))
     more = ["--advantages", tmp_path / "none.parquet"] if command == "improve" else []
-    source = ["--policy.path", policy, "--dataset.root", root, "--window.horizon", 4]
+    source = ["--policy.path", policy, "--dataset.root", root]
     line = complaint(command, *source, *more, "--output-dir", tmp_path / "out")
     assert_says(line, "action", "size 3", "made for 4", "same robot")
     assert not (tmp_path / "out").exists()
@@ -241,7 +241,7 @@ def test_improving_by_the_advantages_of_another_store(complaint, policy, store, 
     cli.main()
     grown = shutil.copytree(store, tmp_path / "grown")
     ExperienceStore.open(grown).append(demonstration(7))
-    source = ["--policy.path", policy, "--dataset.root", grown, "--window.horizon", 4, "--output-dir", tmp_path / "out"]
+    source = ["--policy.path", policy, "--dataset.root", grown, "--output-dir", tmp_path / "out"]
     line = complaint("improve", *source, "--advantages", tmp_path / "critic" / "advantages.parquet")
     assert_says(line, "advantages.parquet", "12 windows", "18 frames", "aloe critic")
     assert_says(complaint("improve", *source, "--advantages", tmp_path / "no.parquet"), "no.parquet", "aloe critic")

@@ -30,7 +30,7 @@ SMALLER = {
         *("--window.horizon", "6", "--steps", "3", "--batch-size", "4", "--target-samples", "2", "--aloe.samples", "2"),
         *("--critic.critics", "2", "--critic.width", "16", "--critic.layers", "1", "--critic.heads", "2"),
     ],
-    "improve": ["--window.horizon", "6", "--steps", "2", "--batch-size", "2"],
+    "improve": ["--steps", "2", "--batch-size", "2"],
 }
 
 

@@ -94,7 +94,7 @@ def test_recorded_data_make_a_better_checkpoint_that_lerobot_loads(
     assert len(table) == store.num_frames
     assert np.isfinite(table["advantage"]).all()
     advantages = ["--advantages", tmp_path / "critic/advantages.parquet"]
-    aloe("improve", *source, *advantages, "--output-dir", tmp_path / "improved", *BRIEF)
+    aloe("improve", *source, *advantages, "--output-dir", tmp_path / "improved", *BRIEF[:4])
     before, after = PolicyBundle.load(checkpoint), PolicyBundle.load(tmp_path / "improved/pretrained_model")
     changed = [
         name for name, value in before.policy.state_dict().items() if (after.policy.state_dict()[name] != value).any()
@@ -183,13 +183,13 @@ def test_critic_judges_fewer_actions_than_the_policy_predicts(
         assert critic.get_tensor("critic/position").shape[0] == 2 + 1 + 1 + 2 + 4
     trained = []
     original = stages.actor.train_actor
-    monkeypatch.setattr(stages.actor, "train_actor", lambda *a, **k: trained.append(a[2]) or original(*a, **k))
+    monkeypatch.setattr(stages.actor, "train_actor", lambda *a, **k: trained.append(a[1]) or original(*a, **k))
     advantages = ["--advantages", tmp_path / "critic/advantages.parquet"]
-    aloe("improve", *source, *advantages, "--output-dir", tmp_path / "improved", *brief)
-    (actor,) = trained
+    aloe("improve", *source, *advantages, "--output-dir", tmp_path / "improved", *brief[:4])
+    (data,) = trained
     # The first episode has 12 steps: from step 8 on there are 4 actions left of the 6 that the policy predicts.
-    assert actor.frames[8].tolist() == [8, 9, 10, 11, 11, 11]
-    assert actor.is_pad[8].tolist() == [False] * 4 + [True] * 2
+    assert data.chunk[8].tolist() == [8, 9, 10, 11, 11, 11]
+    assert data.is_pad[8].tolist() == [False] * 4 + [True] * 2
     assert chunk_shape(PolicyBundle.load(tmp_path / "improved/pretrained_model").policy) == (6, 3)
     with pytest.raises(SystemExit):
         aloe("critic", *source, "--output-dir", tmp_path / "long", "--window.horizon", 7)

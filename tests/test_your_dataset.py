@@ -93,7 +93,7 @@ def test_each_stage_alone_learns_from_named_roots(demos, untouched, tmp_path):
     policy = ["--policy.path", tmp_path / "sft/pretrained_model"]
     aloe("critic", *policy, *roots, "--output-dir", tmp_path / "critic", *BRIEF, *CRITIC, "--aloe.samples", 2)
     advantages = ["--advantages", tmp_path / "critic/advantages.parquet"]
-    aloe("improve", *policy, *roots, *advantages, "--output-dir", tmp_path / "improved", *BRIEF)
+    aloe("improve", *policy, *roots, *advantages, "--output-dir", tmp_path / "improved", *BRIEF[:4])
     assert (tmp_path / "improved/pretrained_model/model.safetensors").exists()
     assert state_of(demos) == untouched
 
