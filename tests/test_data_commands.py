@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,15 @@ def test_info_shows_what_the_store_holds(root: Path, capsys: pytest.CaptureFixtu
         ["human", "1", "3", "0.00", "30%"],
     ):
         assert row in cells
+
+
+def test_info_shows_brackets_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ExperienceStore.create(tmp_path / "[old]", cameras={}, state_dim=1, action_dim=1, fps=10) as store:
+        store.append(replace(plain_episode([0, 0], NO_POLICY, success=True), task="put the [red] cube [/away]"))
+    aloe("data", "info", tmp_path / "[old]")
+    said = capsys.readouterr().out
+    assert "put the [red] cube [/away] (1 episodes)" in said
+    assert "[old]" in said
 
 
 def test_info_on_an_empty_store_and_on_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

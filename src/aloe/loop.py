@@ -71,7 +71,7 @@ class Circle:
         """Round 0: demonstrations, the cloned policy, its success."""
         config, run = self.config, self.run
         if config.offline:
-            offline.look(run, 0, self.experience)
+            offline.look(run, 0, self.experience, config.rename)
         elif not run.done(0, "demos"):
             assert self.store is not None
             assert self.pool is not None
@@ -124,7 +124,7 @@ class Circle:
     def collect(self, index: int) -> None:
         """Records the episodes of a round, unless that is done; offline, looks what there is."""
         if self.config.offline:
-            offline.look(self.run, index, self.experience)
+            offline.look(self.run, index, self.experience, self.config.rename)
         elif not self.run.done(index, "collect"):
             assert self.store is not None
             self.say(f"round {index}: collecting {self.config.collect.episodes} episodes with the human watching")

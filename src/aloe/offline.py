@@ -45,7 +45,7 @@ def is_noted(run: RunFolder, index: int, experience: Experience, remedy: str) ->
     return True
 
 
-def look(run: RunFolder, index: int, experience: Experience) -> None:
+def look(run: RunFolder, index: int, experience: Experience, rename: dict[str, str]) -> None:
     """Write down what a round learns from; and where the round is begun already, see that it is still the same.
 
     Raises:
@@ -53,6 +53,9 @@ def look(run: RunFolder, index: int, experience: Experience) -> None:
     """
     remedy = f"give the same experience to finish it, or delete {run.round(index)} to begin it anew"
     if is_noted(run, index, experience, remedy):
+        before = (run.done(index, "experience") or {}).get("rename", rename)
+        if before != rename:
+            raise ValueError(f"round {index} was begun with --rename {before}, now it is {rename}; {remedy}")
         return
     frames = experience.columns()
     with run.stage(index, "experience") as result:
@@ -60,6 +63,7 @@ def look(run: RunFolder, index: int, experience: Experience) -> None:
             "episodes": len(experience.lengths),
             "counts": counts(frames, np.ones(len(frames), bool)),
             "digest": digest_of(frames),
+            "rename": rename,
             **({} if index else {"return_scale": return_scale(frames)}),
         }
 

@@ -128,7 +128,9 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
             step = int(metadata["step"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to train that stage anew") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); delete a run's checkpoint to train that stage anew, anything else copy anew"
+        ) from error
 
     def of(name: str) -> dict[str, Tensor]:
         return {k.removeprefix(f"{name}/"): v for k, v in tensors.items() if k.startswith(f"{name}/")}

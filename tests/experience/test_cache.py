@@ -171,6 +171,19 @@ def test_features_are_encoded_once_in_batches_for_each_key(
         FeatureCache(Cache(root=tmp_path / "cache"), "../elsewhere", frames, shape=(3,))
 
 
+def test_a_bound_that_holds_pictures_or_features_but_not_both_is_refused(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode
+) -> None:
+    fill(store, [make_episode(0)])
+    # Pictures of 6 steps: 6 * 3 * (16 * 24 + 20 * 16) = 12672 bytes; features: 6 * 2 * 500 * 2 = 12000
+    bounded = Cache(root=tmp_path / "cache", max_gb=20000e-9)
+    frames = FrameCache(bounded, store)
+    features = FeatureCache(bounded, "abc", frames, shape=(500,))
+    with pytest.raises(ValueError, match="raise it, or leave it out"):
+        features.update(lambda pictures: np.zeros((len(pictures["top"]), 2, 500), np.float16))
+    assert frames.update() == 0  # nothing was thrown away for what cannot be
+
+
 def test_rows_of_another_shape_are_built_besides(
     tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode
 ) -> None:

@@ -103,6 +103,17 @@ def test_intervene_action_was_executed_in_place_of_the_policys(record_with_lerob
     np.testing.assert_array_equal(frames.proposed_action, [NAN, [0, 1], NAN])
 
 
+def test_intervene_action_that_is_missing_where_the_human_acted_is_refused(record_with_lerobot: Record) -> None:
+    flags = {"intervene_flag": [False, True, False], "intervene_action": [NAN] * 3}
+    folder = record_with_lerobot([SUCCESS | flags])
+    with pytest.raises(
+        ValueError, match=r"'intervene_action' holds NaN.*episode 0; if 'action' .* --ignore intervene_action"
+    ):
+        imported(folder)
+    assert not (folder.parent / "store").exists()
+    np.testing.assert_array_equal(imported(folder, ignore=("intervene_action",)).action, [[0, 0], [0, 1], [0, 2]])
+
+
 def test_flag_says_where_intervene_action_counts(record_with_lerobot: Record) -> None:
     flags = {"intervene_flag": [False, True, False], "intervene_action": [[0.0, 0.0], [5.0, 6.0], [0.0, 0.0]]}
     frames = imported(record_with_lerobot([SUCCESS | flags]))

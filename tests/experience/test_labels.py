@@ -110,6 +110,16 @@ def test_labels_change_what_is_learnt(store: ExperienceStore) -> None:
     assert windows.failed[4:6].all()
 
 
+def test_a_time_out_that_was_taken_for_a_success_becomes_a_time_out_again(store: ExperienceStore) -> None:
+    for episode, end in (
+        (1, (False, True, False, -1.0)),
+        (3, (True, False, False, -1.0)),
+    ):  # a time-out; no end recorded
+        for outcome in ("success", "failure"):
+            label(store, episode, outcome=outcome)
+        assert last_step(reopened(store), episode) == end
+
+
 def test_later_label_goes_over_the_earlier_and_undo_takes_back_the_last(store: ExperienceStore) -> None:
     recorded = store.columns()
     label(store, 2, outcome="success")

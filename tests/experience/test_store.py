@@ -384,7 +384,7 @@ def test_second_appending_store_of_a_process_is_refused(store: ExperienceStore, 
 
 def test_folder_that_holds_something_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"not empty; open it with ExperienceStore\.open"):
+    with pytest.raises(ValueError, match=r"not empty; name another folder"):
         ExperienceStore.create(tmp_path, cameras={"top": (8, 8)}, state_dim=1, action_dim=1, fps=10)
     with pytest.raises(ValueError, match=r"no store.*ExperienceStore\.create"):
         ExperienceStore.open(tmp_path)

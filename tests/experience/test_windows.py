@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aloe.experience.store import Frames
-from aloe.experience.windows import WindowConfig, Windows, fragment_starts, make_windows, return_scale
+from aloe.experience.windows import (
+    WindowConfig,
+    Windows,
+    action_frames,
+    fragment_starts,
+    handed_back,
+    make_windows,
+    return_scale,
+)
+from aloe.methods import dagger, filtered
 from aloe.types import NO_POLICY, Source
 
 SOURCES = {"d": Source.DEMO, "p": Source.POLICY, "q": Source.POLICY, "h": Source.HUMAN}
@@ -123,11 +132,12 @@ def test_cut_of_the_human_is_a_failure_labelled_or_not(cut: str) -> None:
 
 
 def test_handing_back_to_the_policy_is_no_failure() -> None:
-    # The human's fragment 0 1 2 just stops. Its window 0 bootstraps at frame 2; 1 and 2 know no next state of its own.
+    # The human's fragment 0 1 2 goes on with the policy's 3 4: windows 0 to 2 bootstrap at frames 2 to 4.
     windows = windows_of("hhhpp+")
     np.testing.assert_array_equal(windows.terminated, [0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(windows.has_target, [1, 0, 0, 1, 1])
-    np.testing.assert_allclose(windows.reward[:3], [[-0.25, -0.25], [-0.25, -0.25], [-0.25, 0]])
+    np.testing.assert_array_equal(windows.next_frame[:3], [2, 3, 4])
+    assert windows.has_target.all()
+    np.testing.assert_allclose(windows.reward[:3], [[-0.25, -0.25]] * 3)
 
 
 def test_rollout_in_another_episode_than_the_human_is_no_cut() -> None:
@@ -248,12 +258,12 @@ episode_texts = st.lists(
     chunk_discount=st.floats(0.2, 1),
     timeout=st.sampled_from(["failure", "bootstrap"]),
 )
-def test_no_window_holds_steps_of_two_fragments(
+def test_no_window_holds_steps_of_two_fragments_but_after_a_handing_back(
     episodes: list[str], horizon: int, chunk_discount: float, timeout: str
 ) -> None:
     frames = frames_of(*episodes)
     config = WindowConfig(horizon=horizon, chunk_discount=chunk_discount, timeout=timeout)
-    starts = fragment_starts(frames)
+    starts = fragment_starts(frames) & ~handed_back(frames)
     if np.diff(np.append(np.flatnonzero(starts), len(frames))).max() < horizon:
         with pytest.raises(ValueError, match="longer than every fragment"):
             make_windows(frames, config, scale=3.0)
@@ -262,19 +272,23 @@ def test_no_window_holds_steps_of_two_fragments(
     rows = np.arange(len(frames))
     np.testing.assert_array_equal(windows.frames[:, 0], rows)
     assert not windows.is_pad[:, 0].any()
-    for name in ("episode", "source", "policy_version"):
-        value = getattr(frames, name)
-        assert (value[windows.frames] == value[:, None]).all(), name
+    stretch = np.cumsum(starts)
+    assert (stretch[windows.frames] == stretch[:, None]).all()
+    for name in ("source", "policy_version"):
+        same = getattr(frames, name)[windows.frames] == getattr(frames, name)[:, None]
+        assert (
+            same | ((frames.source == Source.HUMAN)[:, None] & (frames.source[windows.frames] == Source.POLICY))
+        ).all()
     # Actions follow one another without a gap, and none but the last may end an episode.
     steps = windows.frames - rows[:, None]
     np.testing.assert_array_equal(steps, np.where(windows.is_pad, steps.max(1, keepdims=True), np.arange(horizon)))
     ended = (frames.terminated | frames.truncated)[windows.frames] & ~windows.is_pad
     assert not (ended[:, :-1] & ~windows.is_pad[:, 1:]).any()
     assert (windows.reward[windows.is_pad] == 0).all()
-    # What bootstraps does so from the frame that follows the window, in the same fragment.
+    # What bootstraps does so from the frame that follows the window, in the same stretch.
     onward = windows.bootstraps
     np.testing.assert_array_equal(windows.next_frame[onward], (rows + horizon)[onward])
-    np.testing.assert_array_equal(windows.fragment[windows.next_frame[onward]], windows.fragment[onward])
+    np.testing.assert_array_equal(stretch[windows.next_frame[onward]], stretch[onward])
     # Rewards within a window and the return after it make the Monte Carlo return.
     within = (windows.reward * config.discount ** np.arange(horizon)).sum(1)
     after = np.where(onward, windows.monte_carlo[windows.next_frame], 0)
@@ -304,3 +318,39 @@ def test_failures_that_cost_a_number_of_steps_cost_the_same_whenever_they_come()
     windows = make_windows(frames_of("dd+", "pp-", "pppp-"), config, 2.0)
     assert windows.monte_carlo[[0, 2, 4]].tolist() == [-0.5, -2.5, -2.5]
     assert windows.return_range[0] <= windows.monte_carlo.min()
+
+
+def test_where_a_human_hands_back_critics_learn_on_and_the_correction_counts_as_made() -> None:
+    frames = frames_of("ppp-hhhpp+")
+    windows = windows_of("ppp-hhhpp+")  # steps 3 to 5 are the human's, 6 and 7 the policy's, who succeeds
+    assert windows.fragment.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert windows.has_target.all()
+    assert windows.frames[5].tolist() == [
+        5,
+        6,
+    ]  # what was executed from there: the human's last action, the policy's first
+    assert windows.next_frame[5] == 7
+    assert windows.bootstraps.tolist() == [True, False, False, True, True, True, False, False]
+    # A step costs 1/4. From step 3 on: four steps and the success; the policy's first three ended in the human's cut.
+    assert windows.monte_carlo == pytest.approx([-1.5, -1.25, -1, -1, -0.75, -0.5, -0.25, 0])
+    assert windows.failed.tolist() == [True] * 3 + [False] * 5
+    assert dagger.actor_rows(frames, windows).rows.tolist() == [3, 4, 5]
+    assert filtered.actor_rows(frames, windows).rows.tolist() == [3, 4, 5, 6, 7]
+    taken, is_pad = action_frames(frames, 2)  # nobody imitates both in one chunk
+    assert taken[5].tolist() == [5, 5]
+    assert is_pad[5].tolist() == [False, True]
+
+
+def test_a_correction_after_which_the_policy_fails_was_made_all_the_same_but_is_worth_less() -> None:
+    windows = windows_of("hhppp-hh+")
+    assert windows.fragment_success.tolist() == [True, True, False, False, False, True, True]
+    assert windows.failed.tolist() == [False, False, True, True, True, False, False]
+    assert windows.ended.all()
+    # Two steps of the human and two of the policy at 1/4, and 1 for the step at which the human takes over again.
+    assert windows.monte_carlo[0] == pytest.approx(-2)
+
+
+def test_an_end_that_a_human_caused_is_no_handing_back() -> None:
+    windows = windows_of("hh-pp+")
+    assert windows.fragment_success.tolist() == [False, False, True, True]
+    assert windows.failed.tolist() == [True, True, False, False]

@@ -1,6 +1,9 @@
 """What ALOE asks of a policy beyond LeRobot's interface."""
 
 import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +12,15 @@ import torch
 from aloe.policies.flow import (
     PolicyBundle,
     PolicyPlayer,
+    Tower,
     check_fits,
     chunk_shape,
     encode_images,
     feature_dim,
     sample_chunks,
+    seen_cameras,
     tower_key,
+    weights_key,
 )
 
 
@@ -88,6 +94,68 @@ def test_loading_refuses_what_is_no_policy_of_ours(bundle, make, tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="missing or damaged"):
         PolicyBundle.load(folder)
+
+
+def changed(folder: Path, file: str, change: Callable[[dict], object]) -> Path:
+    """A copy of a policy with one of its JSON files changed."""
+    copy = folder.with_name("changed")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(folder, copy)
+    content = json.loads((copy / file).read_text())
+    change(content)
+    (copy / file).write_text(json.dumps(content))
+    return copy
+
+
+def test_policies_that_training_would_show_something_else_than_play_are_refused(bundle, tmp_path):
+    bundle.save(folder := tmp_path / "policy")
+    normalised = changed(folder, "config.json", lambda c: c["normalization_mapping"].update(VISUAL="MEAN_STD"))
+    with pytest.raises(ValueError, match=r"pictures are normalised by its preprocessor \(MEAN_STD\)"):
+        PolicyBundle.load(normalised)
+    step = {"registry_name": "relative_actions_processor", "config": {"enabled": True}}
+    relative = changed(folder, "policy_preprocessor.json", lambda c: c["steps"].append(step))
+    with pytest.raises(ValueError, match="relative to the state in which their chunk begins"):
+        PolicyBundle.load(relative)
+    step["config"]["enabled"] = False
+    PolicyBundle.load(changed(folder, "policy_preprocessor.json", lambda c: c["steps"].append(step)))
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_with_what_to_do(bundle, tmp_path):
+    bundle.save(folder := tmp_path / "policy")
+    for path in folder.glob("policy_p*"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"has no processors .* copy the policy whole"):
+        PolicyBundle.load(folder)
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds LoRA adapters .* merge them"):
+        PolicyBundle.load(folder)
+
+
+def test_a_picture_of_no_named_camera_is_refused(bundle):
+    features = bundle.policy.config.input_features
+    features["observation.image"] = features.pop("observation.images.top")
+    with pytest.raises(ValueError, match=r"sees 'observation\.image', which names no camera"):
+        seen_cameras(bundle.policy)
+
+
+def test_features_of_other_cameras_have_another_key(make):
+    def seeing(*cameras: str) -> str:
+        bundle = make()
+        features = bundle.policy.config.input_features
+        pictures = {camera: features.pop(f"observation.images.{camera}") for camera in ("top", "wrist")}
+        features.update({f"observation.images.{camera}": pictures[camera] for camera in cameras})
+        return Tower(bundle=bundle).key
+
+    assert len({seeing("top", "wrist"), seeing("wrist", "top"), seeing("top"), seeing("wrist")}) == 4
+    assert seeing("top") == seeing("top")
+
+
+def test_weights_without_dimensions_have_a_key():
+    counted = torch.nn.BatchNorm2d(3)  # which counts its batches
+    before = weights_key(counted)
+    counted.num_batches_tracked += 1
+    assert weights_key(counted) != before
 
 
 def test_a_policy_of_another_family_is_named():

@@ -151,6 +151,11 @@ def _asker(folder: Path) -> Callable[[int], Outcome]:
                 answer = input(f"episode {episode}, {seconds:.1f} s, {task!r}: success or failure? ").strip().lower()
             except EOFError:
                 raise ValueError(f"nobody says how episode {episode} ended; --outcomes FILE.csv needs nobody") from None
+            except KeyboardInterrupt:
+                raise ValueError(
+                    f"stopped at episode {episode}: nothing was imported, and the answers are not kept; a file of them "
+                    "would be: --outcomes FILE.csv"
+                ) from None
             for outcome in ("success", "failure"):
                 if answer and outcome.startswith(answer):
                     return outcome

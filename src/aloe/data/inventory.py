@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 
 from aloe.experience.schema import Frames
@@ -66,7 +67,7 @@ def inventory(store: ExperienceStore) -> Group:
 
 
 def _about(store: ExperienceStore, frames: Frames) -> Table:
-    table = Table(title=str(store.root), show_header=False)
+    table = Table(title=escape(str(store.root)), show_header=False)
     table.add_column(style="bold")
     table.add_column()
     cameras = ", ".join(f"{camera} {w} x {h}" for camera, (h, w) in store.cameras.items())
@@ -83,7 +84,7 @@ def _about(store: ExperienceStore, frames: Frames) -> Table:
         "labelled later": f"{len(store.labels)} episodes",
     }
     for name, value in facts.items():
-        table.add_row(name, str(value))
+        table.add_row(name, escape(str(value)))
     return table
 
 

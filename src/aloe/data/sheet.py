@@ -23,6 +23,8 @@ _WIDTH: Final = 15.0  # inches
 _SIDE: Final = 1.7
 """Inches left and right of the time axis, for names and keys."""
 _PICTURES: Final = 10
+_PIXELS: Final = 480
+"""Of a picture's longer side that are drawn."""
 _NAMED_ACTIONS: Final = 10
 """So many actions have a line and a name each; more are drawn as a heat map."""
 
@@ -37,7 +39,7 @@ def draw_sheet(store: ExperienceStore, episode: int, path: Path) -> None:
         raise ValueError(f"there is no episode {episode}; {store.root} has {store.num_episodes}, counted from 0")
     frames = store.columns()
     rows = np.flatnonzero(frames.episode == episode)
-    images = store.pictures(episode)
+    images = store.pictures(episode, every=max(1, len(rows) // (4 * _PICTURES)), enough=_PIXELS)
     count = min(_PICTURES, len(rows))
     cell = (_WIDTH - 2 * _SIDE) / count
     strips = [min(cell * h / w, 2.4) for h, w in store.cameras.values()]

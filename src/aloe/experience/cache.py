@@ -119,6 +119,11 @@ class FrameCache:
         """Decode the episodes that are not in the cache; how many those were."""
         return self._rows.update(self.store, self.store.pictures, "decoding pictures")
 
+    @property
+    def packs(self) -> set[Path]:
+        """Folders in the cache that hold them, after `update()`."""
+        return self._rows.packs
+
     def gather(self, camera: str, frame_indices: Int64[ndarray, "B"]) -> UInt8[ndarray, "B h w 3"]:
         """Pictures of these frames. Raises ValueError for an index beyond the last `update()`."""
         return self._rows.gather(camera, frame_indices)
@@ -157,7 +162,7 @@ class FeatureCache:
                 parts.append(encode({camera: self._frames.gather(camera, rows) for camera in store.cameras}))
             return {"features": np.concatenate(parts)}
 
-        return self._rows.update(store, features, "encoding pictures")
+        return self._rows.update(store, features, "encoding pictures", self._frames.packs)
 
     def gather(self, frame_indices: Int64[ndarray, "B"]) -> Float16[ndarray, "B C ..."]:
         """Features of these frames. Raises ValueError for an index beyond the last `update()`."""
@@ -251,15 +256,30 @@ class _Rows:
         self._place: list[_Place] = []
         self._is_checked = np.zeros(0, bool)
 
-    def update(self, store: Experience, make: Callable[[int], dict[str, ndarray]], verb: str) -> int:
-        """Add `make(i)` for every episode i that is in no pack, and map all rows; how many episodes that were."""
+    @property
+    def packs(self) -> set[Path]:
+        """Those that the rows lie in."""
+        return {pack for pack, *_ in self._place}
+
+    def update(
+        self,
+        store: Experience,
+        make: Callable[[int], dict[str, ndarray]],
+        verb: str,
+        needed_for_it: set[Path] | None = None,
+    ) -> int:
+        """Add `make(i)` for every episode i that is in no pack, and map all rows; how many episodes that were.
+
+        needed_for_it: packs of others that `make` reads, which are not to make room.
+        """
         wanted = [(store.episode_digest(i), steps) for i, steps in enumerate(store.lengths)]
         made = 0
         while not self._map(wanted):
             found, number = self._scan(), {episode: i for i, episode in enumerate(wanted)}
             missing = {episode: i for episode, i in number.items() if episode not in found}
             needed = sum(steps for _, steps in missing) * sum(self._row_bytes.values())
-            self._cache.make_room(needed, {pack for episode, (pack, *_) in found.items() if episode in number})
+            mine = {pack for episode, (pack, *_) in found.items() if episode in number}
+            self._cache.make_room(needed, mine | (needed_for_it or set()))
             self._build(missing, make, verb)
             made += len(missing)
         return made

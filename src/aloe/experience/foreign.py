@@ -292,6 +292,8 @@ def read_info(root: Path) -> dict[str, Any]:
         info["fps"] = int(fps)
     wanted: dict[str, Any] = {"fps": int, "total_episodes": int, "features": dict, "data_path": str}
     wanted |= {name: str for name in ("video_path", "robot_type") if info.get(name) is not None}
+    if info.get("total_episodes") == 0:
+        raise ValueError(f"{root} holds no episodes yet; record some, or leave it out")
     for name, kind in wanted.items():
         value = info.get(name)
         if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and not 0 < value < 2**31):

@@ -136,6 +136,11 @@ class ForeignExperience:
         for key in (self.resolved.state, self.resolved.action):
             if not np.isfinite(self._vectors(episode, key)).all():
                 raise ValueError(f"{self}: column {key!r} holds NaN or infinite values in episode {episode}")
+        if not np.isfinite(self._columns(episode)["action"]).all():
+            raise ValueError(
+                f"{self}: column {INTERVENE_ACTION!r} holds NaN or infinite values where a human acted in episode "
+                f"{episode}; if {self.resolved.action!r} holds what was executed, give --ignore {INTERVENE_ACTION}"
+            )
 
 
 def _camera_name(key: str) -> str:

@@ -133,12 +133,13 @@ def apply_labels(frames: Frames, labels: Mapping[int, Labelled]) -> Frames:
                 "before it deleted? Move the log aside and label anew"
             )
         for label in labelled.labels:
-            _apply(labelled_frames, rows, label)
+            _apply(labelled_frames, frames, rows, label)
     return labelled_frames
 
 
-def _apply(frames: Frames, rows: ndarray, label: Label) -> None:
-    """Write a label into the arrays of an episode. A time-out stays one: a failure takes its end as recorded."""
+def _apply(frames: Frames, recorded: Frames, rows: ndarray, label: Label) -> None:
+    """Write a label into the arrays of an episode. A time-out stays one: a failure takes its end as recorded, whatever an
+    earlier label said."""
     last = rows[-1]
     if label.outcome == "success":
         frames.success[last], frames.terminated[last], frames.truncated[last] = True, True, False
@@ -147,8 +148,8 @@ def _apply(frames: Frames, rows: ndarray, label: Label) -> None:
         was_success = frames.success[rows]
         frames.reward[rows[was_success]] = -1.0
         frames.success[rows] = False
-        if not frames.truncated[last]:
-            frames.terminated[last] = True
+        frames.truncated[last] = recorded.truncated[last]
+        frames.terminated[last] = not recorded.truncated[last]
     if label.reward is not None:
         frames.reward[last] = label.reward
     if label.source is not None:

@@ -46,7 +46,9 @@ class RootConfig(ImportConfig):
         super().__post_init__()
         _check_ratio(self.ratio)
         if self.outcome == "ask":
-            raise ValueError("nobody is asked during training; give --outcomes FILE.csv, or use aloe data import")
+            raise ValueError(
+                "nobody is asked during training; give --experience.NAME.outcomes FILE.csv, or use aloe data import"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,8 @@ def open_root(name: str, config: RootConfig) -> Experience:
     try:
         return ForeignExperience(ForeignDataset(config.root), ImportConfig(**options), usual_source=SOURCES.get(name))
     except ValueError as error:  # which speaks of the options of `aloe data import`
-        raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", f"--experience.{name}.", str(error))) from error
+        said = str(error).replace("success, failure or ask, or", "success or failure, or")  # nobody is asked
+        raise ValueError(re.sub(r"(?<![\w-])--(?=[a-z])", f"--experience.{name}.", said)) from error
 
 
 def with_roots(

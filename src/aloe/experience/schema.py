@@ -115,9 +115,10 @@ class Frames:
 
 
 def digest_of(frames: Frames) -> str:
-    """Changes with the experience, and with the labels on it."""
+    """Changes with the experience, and with the labels on it; pictures are not looked at."""
     digest = hashlib.sha256(json.dumps(frames.tasks).encode())
-    for array in (frames.state, frames.action, frames.success, frames.terminated, frames.truncated, frames.source):
+    ends, who = (frames.success, frames.terminated, frames.truncated), (frames.source, frames.policy_version)
+    for array in (frames.state, frames.action, frames.task_index, *ends, *who):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:16]
 

@@ -2,8 +2,10 @@
 
 A *fragment* is a run of consecutive steps by one actor (a demonstrator, one policy version, the human), ended by the end
 of its episode, by `terminated` or `truncated`, or by another actor taking over. A window of H executed actions starts at
-*every* step, so window i starts at frame i of the store; it never reaches into another fragment. A window that runs past
-the end of its fragment is kept: the rewards after the end are 0 and `is_pad` marks the missing actions.
+*every* step, so window i starts at frame i of the store; it never reaches into another fragment, but for one: where a human
+hands back, critics learn from what the policy did from there as well. A human's fragment and the policy's after it are
+then one *stretch*; every other fragment is a stretch by itself. A window that runs past the end of its stretch is kept:
+the rewards after the end are 0 and `is_pad` marks the missing actions.
 """
 
 import math
@@ -57,9 +59,10 @@ class Windows:
     """One window for every frame of the store; row i starts at frame i."""
 
     frames: Int64[ndarray, "N H"]
-    """Frame of each action; past the end of the fragment, its last frame."""
+    """Frame of each action; past the end, the last frame. A human who hands back is no end: what the policy then did from
+    there was executed as well."""
     is_pad: Bool[ndarray, "N H"]
-    """True past the end of the fragment: there is no such action."""
+    """True past the end: there is no such action."""
     reward: Float32[ndarray, "N H"]
     """Scaled reward of each step (a mean successful demonstration sums to about -1); 0 past the end."""
     terminated: Bool[ndarray, "N"]
@@ -69,13 +72,14 @@ class Windows:
     fragment: Int64[ndarray, "N"]
     """Number of the fragment, counted through the store."""
     fragment_success: Bool[ndarray, "N"]
-    """Whether the fragment ended in success."""
+    """Whether the fragment ended in success; or, of a human, by handing back to the policy: the correction was made."""
     ended: Bool[ndarray, "N"]
-    """Whether the fragment ended in success or failure, and did not merely stop."""
+    """Whether what was played from here, by a human and after the handing back by the policy, ended in success or failure,
+    and did not merely stop."""
     failed: Bool[ndarray, "N"]
     """Whether the fragment ended in failure or was cut short by the human, however the critics are told of that."""
     monte_carlo: Float32[ndarray, "N"]
-    """Discounted return from here to the end of the fragment; the whole return only where `ended`."""
+    """Discounted return from here to that end; the whole return only where `ended`."""
     has_target: Bool[ndarray, "N"]
     """False for the last windows of a fragment whose recording just stopped: neither an end nor a next state is known,
     so a critic cannot learn from them (an actor can)."""
@@ -104,10 +108,28 @@ def fragment_starts(frames: Frames) -> Bool[ndarray, "N"]:
     return starts
 
 
-def action_frames(frames: Frames, length: int) -> tuple[Int64[ndarray, "N L"], Bool[ndarray, "N L"]]:
+def handed_back(frames: Frames) -> Bool[ndarray, "N"]:
+    """True at the first frame that the policy plays after a human who gave control back to it."""
+    back = np.zeros(len(frames), dtype=bool)
+    back[1:] = (
+        (frames.episode[1:] == frames.episode[:-1])
+        & (frames.source[1:] == Source.POLICY)
+        & (frames.source[:-1] == Source.HUMAN)
+        & ~frames.terminated[:-1]
+        & ~frames.truncated[:-1]
+    )
+    return back
+
+
+def action_frames(
+    frames: Frames, length: int, starts: Bool[ndarray, "N"] | None = None
+) -> tuple[Int64[ndarray, "N L"], Bool[ndarray, "N L"]]:
     """The frames of the `length` actions from every frame on, and which of them are padding: past the end of the fragment
-    its last frame is repeated."""
-    starts = fragment_starts(frames)
+    its last frame is repeated.
+
+    starts: first frame of every stretch, if not of every fragment.
+    """
+    starts = fragment_starts(frames) if starts is None else starts
     last = np.append(np.flatnonzero(starts)[1:], len(frames)) - 1
     end = last[np.cumsum(starts) - 1][:, None]
     wanted = np.arange(len(frames))[:, None] + np.arange(length)
@@ -139,38 +161,30 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
     any_length: take a store whose fragments are all shorter than a window. There is nothing to bootstrap in it, so nobody
     should learn from it alone, but a few quick episodes can be judged.
 
-    Rewards: -1 a step, 0 at a success, -`failure_penalty` * scale at a failure (the last step of a fragment that ended
+    Rewards: -1 a step, 0 at a success, -`failure_penalty` * scale at a failure (the last step of a stretch that ended
     without success, the human's cut included), all divided by `scale` = C.
 
     Raises:
-        ValueError: the store is empty, or every fragment is shorter than the horizon (unless `any_length`).
+        ValueError: the store is empty, or every stretch is shorter than the horizon (unless `any_length`).
     """
     count, horizon = len(frames), config.horizon
     if count == 0:
         raise ValueError("the store holds no frames; record episodes first (`aloe demos`, `aloe collect`)")
     starts = fragment_starts(frames)
-    fragment = np.cumsum(starts) - 1
-    first = np.flatnonzero(starts)
-    last = np.append(first[1:], count) - 1  # last frame of each fragment
-    if (last - first + 1).max() < horizon and not any_length:
+    stretches = starts & ~handed_back(frames)
+    first = np.flatnonzero(stretches)
+    last = np.append(first[1:], count) - 1  # last frame of each stretch
+    length = last - first + 1
+    if length.max() < horizon and not any_length:
         raise ValueError(
             f"the horizon of {horizon} steps is longer than every fragment in the store "
-            f"(longest: {(last - first + 1).max()}); choose a smaller --window.horizon"
+            f"(longest: {length.max()}); choose a smaller --window.horizon"
         )
 
-    taken_over = np.zeros(len(first), dtype=bool)  # by the human, in the same episode: a cut even where unlabelled
-    taken_over[:-1] = (
-        (frames.episode[last[:-1]] == frames.episode[first[1:]])
-        & (frames.source[last[:-1]] == Source.POLICY)
-        & (frames.source[first[1:]] == Source.HUMAN)
-    )
-    success = frames.success[last]
-    ends = frames.terminated[last] | (frames.truncated[last] & (config.timeout == "failure"))
-    failure = ~success & np.where(taken_over, config.cut == "failure", ends)
+    success, failure, taken_over = _ends(frames, first, last, config)
     step_reward = np.full(count, -1 / scale, dtype=np.float32)
     step_reward[last[success]] = 0.0
     step_reward[last[failure]] = -config.failure_penalty
-    length = last - first + 1
     if config.failure_steps is not None:
         step_reward[last[failure]] -= np.maximum(config.failure_steps - length[failure], 0) / scale
 
@@ -180,16 +194,13 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
             for a, b in zip(first, last, strict=True)
         ]
     )
-    end = last[fragment]
-    taken, is_pad = action_frames(frames, horizon)
+    stretch = np.cumsum(stretches) - 1
+    end = last[stretch]
+    taken, is_pad = action_frames(frames, horizon, stretches)
     ends_inside = np.arange(count) + horizon > end
-    terminated = ends_inside & (success | failure)[fragment]
-    longest = int(length.max())
-    # Where a time-out is no end, a return may go on for ever.
-    steps = longest if config.timeout == "failure" else math.inf
-    total = steps if config.discount == 1 else (1 - config.discount**steps) / (1 - config.discount)
-    # The steps that are added at a failure are not discounted.
-    lowest = -max(total, config.failure_steps or 0) / scale - config.failure_penalty
+    terminated = ends_inside & (success | failure)[stretch]
+    fragment = np.cumsum(starts) - 1
+    gave_back = np.append(handed_back(frames)[np.flatnonzero(starts)[1:]], False)[fragment]
     return Windows(
         frames=taken,
         is_pad=is_pad,
@@ -197,10 +208,34 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
         terminated=terminated,
         next_frame=np.minimum(np.arange(count) + horizon, end),
         fragment=fragment,
-        fragment_success=success[fragment],
-        ended=(success | failure)[fragment],
-        failed=(failure | (taken_over & ~success))[fragment],
+        fragment_success=gave_back | success[stretch],
+        ended=(success | failure)[stretch],
+        failed=~gave_back & (failure | (taken_over & ~success))[stretch],
         monte_carlo=monte_carlo,
         has_target=terminated | ~ends_inside,
-        return_range=(float(lowest), 0.0),
+        return_range=(_lowest_return(int(length.max()), config, scale), 0.0),
     )
+
+
+def _ends(
+    frames: Frames, first: Int64[ndarray, "F"], last: Int64[ndarray, "F"], config: WindowConfig
+) -> tuple[Bool[ndarray, "F"], Bool[ndarray, "F"], Bool[ndarray, "F"]]:
+    """How each stretch ended: in success, in failure, and whether by the human's taking over."""
+    taken_over = np.zeros(len(first), dtype=bool)  # by the human, in the same episode: a cut even where unlabelled
+    taken_over[:-1] = (
+        (frames.episode[last[:-1]] == frames.episode[first[1:]])
+        & (frames.source[last[:-1]] == Source.POLICY)
+        & (frames.source[first[1:]] == Source.HUMAN)
+    )
+    success = frames.success[last]
+    ends = frames.terminated[last] | (frames.truncated[last] & (config.timeout == "failure"))
+    failure = ~success & np.where(taken_over, config.cut == "failure", ends)
+    return success, failure, taken_over
+
+
+def _lowest_return(longest: int, config: WindowConfig, scale: float) -> float:
+    """longest: steps of the longest stretch. Where a time-out is no end, a return may go on for ever."""
+    steps = longest if config.timeout == "failure" else math.inf
+    total = steps if config.discount == 1 else (1 - config.discount**steps) / (1 - config.discount)
+    # The steps that are added at a failure are not discounted.
+    return float(-max(total, config.failure_steps or 0) / scale - config.failure_penalty)

@@ -24,9 +24,11 @@ import torch
 from draccus.utils import DecodingError
 from jaxtyping import Float, Float32, UInt8
 from lerobot.configs.policies import PreTrainedConfig
+from lerobot.configs.types import NormalizationMode
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.processor import PolicyAction, PolicyProcessorPipeline
+from lerobot.processor import PolicyAction, PolicyProcessorPipeline, RelativeActionsProcessorStep
+from lerobot.processor.pipeline import ProcessorMigrationError
 from lerobot.utils.constants import OBS_STATE
 from numpy import ndarray
 from safetensors import SafetensorError
@@ -82,6 +84,11 @@ class PolicyBundle:
             raise ValueError(f"{config_file} is damaged ({error}); copy the policy anew") from error
         kind = written.get("type")
         family_of(kind)
+        if (folder / "adapter_config.json").is_file() and not (folder / "model.safetensors").is_file():
+            raise ValueError(
+                f"{folder} holds LoRA adapters without the policy that they belong to; load both with PEFT, merge them "
+                "(merge_and_unload) and save the whole policy"
+            )
         try:
             config = PreTrainedConfig.from_pretrained(folder)
             config.device = "cpu"  # wherever it was trained: the worlds hand over, and take, CPU arrays
@@ -96,12 +103,40 @@ class PolicyBundle:
                 f"the weights in {folder} are missing or damaged ({error}); copy the policy anew"
             ) from error
         on_cpu = {"device_processor": {"device": "cpu"}}
-        pre, post = make_pre_post_processors(
-            policy.config, pretrained_path=str(folder), preprocessor_overrides=on_cpu, postprocessor_overrides=on_cpu
-        )
+        try:
+            pre, post = make_pre_post_processors(
+                policy.config,
+                pretrained_path=str(folder),
+                preprocessor_overrides=on_cpu,
+                postprocessor_overrides=on_cpu,
+            )
+        except ProcessorMigrationError as error:
+            raise ValueError(
+                f"{folder} has no processors (policy_preprocessor.json): copy the policy whole; if it is of an older "
+                f"LeRobot, {' '.join(str(error).split())}"
+            ) from error
+        _check_trainable_alike(policy, pre)
         runs_on = {key: written[key] for key in ("device", "use_amp") if key in written}
         policy = policy.to(chosen_device(device, kind))
         return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post, runs_on=runs_on)
+
+
+def _check_trainable_alike(policy: PreTrainedPolicy, pre: PolicyProcessorPipeline) -> None:
+    """Raises ValueError if training would show the policy other pictures or actions than play does: there pictures come as
+    they are in [0, 1], and every frame of an episode goes through the preprocessor by itself."""
+    config: Any = policy.config
+    mode = config.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY)
+    if seen_cameras(policy) and mode != NormalizationMode.IDENTITY:
+        raise ValueError(
+            f"the policy's pictures are normalised by its preprocessor ({mode.value}); ALOE trains only policies that take "
+            "them as they are (VISUAL: IDENTITY), and normalise them within, if at all"
+        )
+    relative: list[Any] = [step for step in pre.steps if isinstance(step, RelativeActionsProcessorStep)]
+    if any(step.enabled for step in relative):
+        raise ValueError(
+            "the policy's actions are relative to the state in which their chunk begins (use_relative_actions); ALOE "
+            "trains only policies of absolute actions"
+        )
 
 
 def check_device(device: Device) -> None:
@@ -191,7 +226,17 @@ def family_of(kind: str) -> Family:
 
 
 def seen_cameras(policy: PreTrainedPolicy) -> list[str]:
-    """Cameras that a policy has to be given. LeRobot's `empty_cameras` are no cameras: nothing was ever seen with them."""
+    """Cameras that a policy has to be given. LeRobot's `empty_cameras` are no cameras: nothing was ever seen with them.
+
+    Raises:
+        ValueError: it sees pictures that are of no named camera.
+    """
+    for key in policy.config.image_features:
+        if not key.startswith(IMAGES):
+            raise ValueError(
+                f"the policy sees {key!r}, which names no camera; ALOE takes policies that see {IMAGES}NAME: train it with "
+                "the camera renamed (lerobot-train --rename_map)"
+            )
     cameras = [key.removeprefix(IMAGES) for key in policy.config.image_features]
     return [camera for camera in cameras if not camera.startswith("empty_camera_")]
 
@@ -269,7 +314,7 @@ def weights_key(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -333,8 +378,9 @@ class Tower:
 
     @property
     def key(self) -> str:
-        """Changes with everything that decides `encode`."""
-        return f"{tower_key(self.bundle.policy)}-{self.image_tokens}"
+        """Changes with what decides `encode`: the tower's weights, the number of tokens, the cameras and their order."""
+        cameras = hashlib.sha256(json.dumps(seen_cameras(self.bundle.policy)).encode()).hexdigest()[:8]
+        return f"{tower_key(self.bundle.policy)}-{self.image_tokens}-{cameras}"
 
     @property
     def device(self) -> torch.device:

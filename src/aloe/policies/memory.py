@@ -68,9 +68,9 @@ def remedy(memory: Memory, config: ActorConfig, free: float, on_gpu: bool) -> st
     room = (free - fixed) / memory.per_window if memory.per_window else math.inf
     if 1 <= room < part:
         switches.append(f"--accumulate {math.ceil(config.batch_size / math.floor(room))}")
-    if not config.checkpointing:
+    if fixed <= free and not config.checkpointing:  # these spare of a pass, and of nothing else
         switches.append("--checkpointing")
-    if on_gpu and config.dtype == "float32":
+    if fixed <= free and on_gpu and config.dtype == "float32":
         switches.append("--dtype bfloat16")
     given = " or ".join(switches) if switches else "a larger machine"
     return f"training would take {memory.told(part, free)}; give {given}"

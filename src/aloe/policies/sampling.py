@@ -34,7 +34,7 @@ def sample_shard(
     key: tuple[int | str, ...],
     batch_size: int = SHARD,
     size: int = SHARD,
-) -> Float32[ndarray, "S M H A"]:
+) -> Float32[ndarray, "R M H A"]:
     """M normalised chunks at each frame of a shard of the `frames` of a store.
 
     batch_size: observations that go through the policy at once. It decides memory, and the last bits of the result.

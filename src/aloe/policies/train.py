@@ -73,25 +73,24 @@ class PolicyRows:
         if (length := chunks[0].shape[1]) != (predicted := chunk_shape(bundle.policy)[0]):
             raise ValueError(f"the policy predicts chunks of {predicted} actions, not of {length}")
 
-        def inputs_for(tasks: list[str]) -> tuple[dict[str, Tensor], Tensor]:
-            batch = bundle.preprocessor(
-                {OBS_STATE: torch.from_numpy(state), ACTION: torch.from_numpy(action), "task": tasks}
-            )
-            inputs = {k: v for k, v in batch.items() if k.startswith("observation.") and isinstance(v, Tensor)}
-            return inputs, batch[ACTION]
-
-        inputs, normalised = inputs_for(tasks)
-        conditioned = None
-        if condition is not None:
-            conditioned = inputs_for([task + words for task, words in zip(tasks, condition, strict=True)])[0]
+        words = [task + more for task, more in zip(tasks, condition or (), strict=condition is not None)]
+        times = 1 if condition is None else 2  # in one call: words are padded to the longest of a call
+        batch = bundle.preprocessor(
+            {
+                OBS_STATE: torch.from_numpy(np.tile(state, (times, 1))),
+                ACTION: torch.from_numpy(np.tile(action, (times, 1))),
+                "task": [*tasks, *words],
+            }
+        )
+        both = {k: v for k, v in batch.items() if k.startswith("observation.") and isinstance(v, Tensor)}
         return PolicyRows(
-            inputs=inputs,
-            action=normalised,
+            inputs={k: v[: len(tasks)] for k, v in both.items()},
+            action=batch[ACTION][: len(tasks)],
             chunk=chunks[0],
             is_pad=chunks[1],
             images=images,
             shares=shares,
-            conditioned=conditioned,
+            conditioned=None if condition is None else {k: v[len(tasks) :] for k, v in both.items()},
             device=device_of(bundle.policy),
         )
 
@@ -152,15 +151,14 @@ def train_actor(
         optimizer = numbers.optimizer(policy)
         # What is frozen need not be kept; of three billion weights, LoRA trains a few millions.
         modules = {"policy": nn.ParameterList(p for p in policy.parameters() if p.requires_grad)}
+        needed = check_memory(bundle, data, config)  # before an earlier phase's moments take some of it
         optimizers, first = {"optimizer": optimizer}, 0
         if checkpoint is not None and checkpoint.exists():
             first = load_state(checkpoint, modules, optimizers)
         elif optimizer_file is not None:
             load_state(optimizer_file, {}, optimizers)
-        if first < config.steps:
-            needed = check_memory(bundle, data, config)
-            if needed is not None:
-                tqdm.write(f"{label}: training takes about {needed}", file=sys.stderr)
+        if first < config.steps and needed is not None:
+            tqdm.write(f"{label}: training takes about {needed}", file=sys.stderr)
         draw = BatchDraw(actor.rows, data.shares)
         steps = range(first, config.steps)
         for step in tqdm(steps, desc=label, unit="step", initial=first, total=config.steps, delay=2):

@@ -54,7 +54,7 @@ class ChunkPolicy(Protocol):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Shape of the noise of one decision: (H, A), or (N, H, A) of a policy that chooses among N samples."""
+        """Shape of the noise of one decision: (H, N), or (M, H, N) of a policy that chooses among M samples."""
         ...
 
     def __call__(

@@ -29,7 +29,7 @@ class BestOfPlayer:
     tower: Tower
     """What the critics were trained to see through."""
     samples: int
-    """N."""
+    """N, the M of the shapes."""
     aggregation: Aggregation
     std_weight: float = 1.0
 
@@ -47,7 +47,7 @@ class BestOfPlayer:
         images: dict[str, UInt8[ndarray, "W h w 3"]],
         state: Float32[ndarray, "W S"],
         tasks: list[str],
-        noise: Float32[ndarray, "W S H N"],
+        noise: Float32[ndarray, "W M H N"],
     ) -> Float32[ndarray, "W H A"]:
         chunks = sample_chunks(self.bundle.policy, observe(self.bundle, images, state, tasks), torch.from_numpy(noise))
         tower = self.tower.bundle
@@ -57,5 +57,5 @@ class BestOfPlayer:
             features=features, state=seen[OBS_STATE], language=language_features(tower.policy, seen)
         )
         judged = chunks[:, :, : self.critic.shape.horizon]
-        q = aggregate(self.critic.of_samples(observations, judged).cpu(), self.aggregation, self.std_weight)  # (W, N)
+        q = aggregate(self.critic.of_samples(observations, judged).cpu(), self.aggregation, self.std_weight)  # (W, M)
         return self.bundle.postprocessor(chunks[torch.arange(len(q)), q.argmax(1)]).numpy()
