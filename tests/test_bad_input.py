@@ -266,7 +266,7 @@ def test_damaged_training_checkpoint(complaint, store, tmp_path, monkeypatch):
     (tmp_path / "out" / "rounds" / "000" / "sft.done.json").unlink()
     checkpoint = tmp_path / "out" / "sft.checkpoint.safetensors"
     checkpoint.write_bytes((tmp_path / "out" / "optimizer.safetensors").read_bytes()[:1000])
-    assert_says(complaint(*sft, "--batch-size", 4), str(checkpoint), "damaged", "delete a run's checkpoint")
+    assert_says(complaint(*sft, "--batch-size", 4), str(checkpoint), "damaged", "delete it")
 
 
 def test_output_folder_of_another_config(complaint, store, policy, tmp_path, monkeypatch):

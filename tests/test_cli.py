@@ -167,7 +167,7 @@ def test_what_was_made_with_earlier_labels_is_not_taken_for_the_present_ones(by_
     assert table.read_bytes() == before[str(table)][0]
     with pytest.raises(SystemExit):
         aloe("improve", *source, "--advantages", table, "--output-dir", tmp_path / "improved", *BRIEF[:4])
-    assert "before labels of this one were corrected; run `aloe critic` with another" in capsys.readouterr().err
+    assert "before labels were corrected; give the same, or run `aloe critic` with another" in capsys.readouterr().err
     assert not (tmp_path / "improved").exists()
 
 

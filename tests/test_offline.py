@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from aloe import cli, stages
 from aloe.config import PRESETS
 from aloe.experience.mixture import RootConfig, with_roots
-from aloe.experience.schema import Frames
+from aloe.experience.schema import Frames, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.view import View, only_cameras
 from aloe.types import NO_POLICY, Episode, Source
@@ -246,7 +247,7 @@ def test_next_round_learns_from_the_rollouts_that_came_since(
         capsys, "run", "--policy.path", data / "sft/pretrained_model", "--experience.demos.root", data / "demos",
         "--output-dir", folder, *BRIEF, "--rounds", 2,
     )  # fmt: skip
-    assert "round 2 was begun with 15 episodes, now the roots hold 3" in line
+    assert "round 2 was begun with 15 episodes, now there are 3" in line
 
 
 def test_run_that_was_stopped_ends_with_the_same_weights(data: Path, run: Callable[..., Path], tmp_path: Path) -> None:
@@ -272,6 +273,28 @@ def test_shares_by_who_acted_give_the_batches_that_roots_of_those_actors_would_w
         shutil.move(tmp_path / "run", tmp_path / divided)
     assert ends[0] == ends[1]
     assert ends[0] != weights(run() / "rounds/001/pretrained_model")
+
+
+def test_round_that_was_begun_with_a_wrong_rename_does_not_go_on_with_the_right_one(
+    data: Path, run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    top, wrist = (f"observation.images.{camera}" for camera in ("top", "wrist"))
+    folder = run(f"--rename.{top}", wrist, f"--rename.{wrist}", top)
+    (folder / "rounds/001/improve.done.json").unlink()  # as if it had been killed in the middle of the round
+    roots = [text for name in ("demos", "rollouts") for text in (f"--experience.{name}.root", data / name)]
+    line = refused(
+        capsys, "run", "--policy.path", data / "sft/pretrained_model", *roots, "--output-dir", folder, *BRIEF
+    )  # fmt: skip
+    assert "was begun with --rename {" in line
+    assert "to begin it anew" in line
+
+
+def test_what_was_learnt_from_is_known_by_tasks_and_policy_versions_too() -> None:
+    frames = frames_with([1, 2, 3])
+    for name in ("task_index", "policy_version", "source", "success", "action"):
+        column = getattr(frames, name)
+        assert digest_of(replace(frames, **{name: (column + 1).astype(column.dtype)})) != digest_of(frames), name
+    assert digest_of(replace(frames)) == digest_of(frames)
 
 
 def test_camera_of_another_name_is_renamed(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -356,7 +356,7 @@ def _finished(output_dir: Path, config: Any, stage: str, store: Experience, made
     RunFolder.check(output_dir, config)
     run = RunFolder(output_dir)
     if run.done(0, stage) is None:
-        offline.is_noted(run, 0, store, _OTHER_DATA)
+        offline.is_noted(run, 0, store, str(output_dir), _OTHER_DATA)
         return False
     console.print(f"already done: {output_dir / made}")
     noted = run.done(0, "experience")
@@ -366,9 +366,9 @@ def _finished(output_dir: Path, config: Any, stage: str, store: Experience, made
 
 
 def _begin(output_dir: Path, config: Any, store: Experience) -> RunFolder:
-    """The folder of a command that trains, with a note of what it learns from."""
+    """The folder of a command that trains and is not `_finished`, with a note of what it learns from."""
     run = RunFolder.open(output_dir, config)
-    if not offline.is_noted(run, 0, store, _OTHER_DATA):
+    if run.done(0, "experience") is None:
         with run.stage(0, "experience") as result:
             result |= {"episodes": len(store.lengths), "digest": digest_of(store.columns())}
     return run

@@ -29,7 +29,7 @@ from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.summary import summary
-from aloe.training import Device, Log
+from aloe.training import Device, Log, has_share
 from aloe.types import Source
 from aloe.value.evaluate import Evaluation
 from aloe.versions import Versions
@@ -94,12 +94,12 @@ class Circle:
         """collect -> sample -> critic -> advantages -> trust -> improve -> eval, as far as the method has these stages.
         Offline, what is there already stands for the collection, and nothing is measured."""
         run, bundle = self.run, self.versions.policy(index - 1)
+        if self.config.offline:
+            self.collect(index)  # which only looks
         if not run.done(index, "improve"):
-            key = (self.config.seed, "improve", index)
-            stages.check_trainable(
-                bundle, self.experience, self._cache, self.config.improve, key, self._moments(index - 1)
-            )
-        self.collect(index)
+            self._check_improvement(index, bundle)
+        if not self.config.offline:
+            self.collect(index)
         if not run.done(index, "advantages"):
             match self.config.method:
                 case "aloe" | "qc":
@@ -150,11 +150,15 @@ class Circle:
             PolicyBundle.load(config.policy.path).save_atomically(self.run.policy(0))
             return
         self.say("round 0: cloning the demonstrations")
-        # Without --sources: of what is cloned, all are demonstrations.
-        experience = replace(config, sources=SourceRatios()).learns_from(self.store)
-        bundle = stages.new_policy(experience, config.policy, config.window.horizon, key, self.device)
-        frames = experience.columns()
+        bundle = stages.new_policy(self.experience, config.policy, config.window.horizon, key, self.device)
+        frames = self.experience.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, config.window, self._scale))
+        experience, shares = self.experience, self.experience.shares
+        if shares is not None and not has_share(
+            rows.rows, shares
+        ):  # shares for later, when there is more than demonstrations
+            roots = {name: replace(root, ratio=None) for name, root in config.experience.items()}
+            experience = replace(config, sources=SourceRatios(), experience=roots).learns_from(self.store)
         log = self._logger(0, "sft", out / "sft.checkpoint.safetensors")
         stages.train_policy(bundle, experience, self._cache, rows, config.sft, key, out, log=log, label="sft")
 
@@ -305,9 +309,22 @@ class Circle:
         )
 
     def _moments(self, version: int) -> Path | None:
-        """Of the optimizer that made a version, for the next to go on from; LoRA adapters begin anew."""
+        """Of the optimizer that made a version, for the next to go on from."""
         moments = self.run.round(version) / "optimizer.safetensors"
-        return moments if moments.exists() and self.config.improve.train != "lora" else None
+        return moments if moments.exists() else None
+
+    def _check_improvement(self, index: int, bundle: PolicyBundle) -> None:
+        """Raises ValueError, before hours go into a round, if the policy could not be trained at its end."""
+        key = (self.config.seed, "improve", index)
+        try:
+            stages.check_trainable(
+                bundle, self.experience, self._cache, self.config.improve, key, self._moments(index - 1)
+            )
+        except ValueError as error:
+            raise ValueError(
+                f"the end of round {index} cannot be reached: {error} (as options of --improve; in this run accumulate and "
+                "checkpointing, others with another --output-dir)"
+            ) from error
 
     def measure(self, version: int, stage: str = "eval", *, choosing: bool = False) -> None:
         """Measures the success of a version in the pool's world, as that stage of its round.

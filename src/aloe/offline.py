@@ -29,18 +29,18 @@ def experience(config: RunConfig, policy: Path) -> Experience:
     return roots if source is None else stages.seen_by(PolicyBundle.load(source), roots)
 
 
-def is_noted(run: RunFolder, index: int, experience: Experience, remedy: str) -> bool:
+def is_noted(run: RunFolder, index: int, experience: Experience, what: str, remedy: str) -> bool:
     """Whether it is written down already what a round learns from.
 
     Raises:
-        ValueError: it is, and was something else. `remedy` says what to do.
+        ValueError: it is, and was something else. `what` says of what, `remedy` what to do.
     """
     if (begun := run.done(index, "experience")) is None:
         return False
     if begun["digest"] != digest_of(experience.columns()):
         raise ValueError(
-            f"round {index} was begun with {begun['episodes']} episodes, now the roots hold {len(experience.lengths)}, "
-            f"or other labels; {remedy}"
+            f"{what} was begun with {begun['episodes']} episodes, now there are {len(experience.lengths)}, or other "
+            f"labels; {remedy}"
         )
     return True
 
@@ -52,7 +52,7 @@ def look(run: RunFolder, index: int, experience: Experience, rename: dict[str, s
         ValueError: it is not.
     """
     remedy = f"give the same experience to finish it, or delete {run.round(index)} to begin it anew"
-    if is_noted(run, index, experience, remedy):
+    if is_noted(run, index, experience, f"round {index}", remedy):
         before = (run.done(index, "experience") or {}).get("rename", rename)
         if before != rename:
             raise ValueError(f"round {index} was begun with --rename {before}, now it is {rename}; {remedy}")

@@ -140,9 +140,7 @@ class RunFolder:
         stored = json.loads(config_file.read_text())
         free = (*ALWAYS_FREE, *(FREE_OFFLINE if plain.get("offline") else ()))
         if changed := [
-            f"{name}: {old}, now {new}"
-            for name, old, new in _differences(stored, plain)
-            if name.partition(".")[0] not in free and name.rpartition(".")[2] not in HOW_IT_IS_MADE
+            f"{name}: {old}, now {new}" for name, old, new in _differences(stored, plain) if not _is_free(name, free)
         ]:
             raise ValueError(
                 f"{root} was made with another config ({'; '.join(changed[:4])}); "
@@ -249,6 +247,15 @@ class RunFolder:
                 for name, value in line.items():
                     if name not in ("round", "stage", "step") and isinstance(value, int | float):
                         writer.add_scalar(f"{stage}/{name}", value, step)
+
+
+def _is_free(name: str, groups: tuple[str, ...]) -> bool:
+    """Whether an option, by its name with its groups, may change in a run that has begun."""
+    group, _, rest = name.partition(".")
+    if group in groups:
+        return True
+    # The names of roots and cameras are the user's.
+    return group not in ("experience", "rename") and (rest or group).rpartition(".")[2] in HOW_IT_IS_MADE
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -45,6 +45,12 @@ class Shares:
     """Of each part; None: what the others leave."""
 
 
+def has_share(rows: Int64[ndarray, "R"], shares: Shares) -> bool:
+    """Whether any of these windows can be in a batch that is divided so."""
+    left = 1 - sum(ratio for ratio in shares.ratio if ratio is not None)
+    return any((left if shares.ratio[part] is None else shares.ratio[part]) for part in np.unique(shares.part[rows]))
+
+
 class BatchDraw:
     """Draws the windows of batches, with replacement."""
 
@@ -129,7 +135,8 @@ def load_state(path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is damaged ({error}); delete a run's checkpoint to train that stage anew, anything else copy anew"
+            f"{path} is damaged ({error}); a *.checkpoint.safetensors may be deleted, and that stage is trained anew; a "
+            "run's critics with the critic.done.json beside them; anything else has to be copied anew"
         ) from error
 
     def of(name: str) -> dict[str, Tensor]:

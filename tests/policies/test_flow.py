@@ -109,7 +109,13 @@ def changed(folder: Path, file: str, change: Callable[[dict], object]) -> Path:
 
 def test_policies_that_training_would_show_something_else_than_play_are_refused(bundle, tmp_path):
     bundle.save(folder := tmp_path / "policy")
-    normalised = changed(folder, "config.json", lambda c: c["normalization_mapping"].update(VISUAL="MEAN_STD"))
+
+    def normalise_pictures(pipeline: dict) -> None:
+        for step in pipeline["steps"]:
+            if "norm_map" in step["config"]:
+                step["config"]["norm_map"]["VISUAL"] = "MEAN_STD"
+
+    normalised = changed(folder, "policy_preprocessor.json", normalise_pictures)
     with pytest.raises(ValueError, match=r"pictures are normalised by its preprocessor \(MEAN_STD\)"):
         PolicyBundle.load(normalised)
     step = {"registry_name": "relative_actions_processor", "config": {"enabled": True}}

@@ -1,5 +1,7 @@
 """The estimate of training's memory, by hand; what is refused, and what is said then."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,26 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from aloe.policies import train
+from aloe.policies.flow import PolicyBundle, weights_key
 from aloe.policies.memory import GIB, Memory, free_memory, kept_bytes, remedy
 from aloe.policies.recipe import ActorConfig
-from aloe.policies.train import ActorRows, PolicyRows, train_actor
+from aloe.policies.train import ActorRows, PolicyRows, check_memory, train_actor
+from aloe.training import save_state
 
 # 2 GiB of gradients and 4 of moments; a pass keeps 1 GiB, and half a GiB for each window.
 MEMORY = Memory(gradients=2 * GIB, moments=4 * GIB, constant=1 * GIB, per_window=GIB / 2)
+
+
+def four_frames(bundle: PolicyBundle) -> PolicyRows:
+    """A store of zeros."""
+    return PolicyRows.of(
+        bundle,
+        np.zeros((4, 5), np.float32),
+        np.zeros((4, 3), np.float32),
+        (np.zeros((4, 4), np.int64), np.zeros((4, 4), bool)),
+        ["push"] * 4,
+        lambda rows: dict.fromkeys(("top", "wrist"), np.zeros((len(rows), 16, 16, 3), np.uint8)),
+    )
 
 
 def test_parameters_and_two_passes_tell_the_memory_of_every_batch() -> None:
@@ -47,6 +63,34 @@ def test_remedy_names_what_helps_and_is_not_on_yet() -> None:
     assert remedy(MEMORY, nothing, 5 * GIB, on_gpu=False).endswith("give a larger machine")
 
 
+def test_memory_is_looked_at_before_an_earlier_phases_moments_take_some(
+    make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, order = make(), []
+    data = four_frames(bundle)
+    actor, config = ActorRows(rows=np.arange(4), weight=np.ones(4, np.float32)), ActorConfig(steps=1, batch_size=4)
+    optimizer = train_actor(bundle, data, actor, config, (0,))
+    assert optimizer is not None
+    save_state(tmp_path / "optimizer.safetensors", {}, {"optimizer": optimizer}, 1)
+    for name in ("check_memory", "load_state"):
+        real = getattr(train, name)
+        monkeypatch.setattr(train, name, lambda *a, name=name, real=real: order.append(name) or real(*a))
+    train_actor(bundle, data, actor, config, (0,), optimizer_file=tmp_path / "optimizer.safetensors")
+    assert order == ["check_memory", "load_state"]
+
+
+def test_looking_at_memory_leaves_a_policy_with_running_statistics_as_it_was(make) -> None:
+    bundle, passes = make(), []
+    tower = bundle.policy.vision_tower
+    tower.register_buffer("seen", torch.zeros(()))
+    tower.register_forward_hook(lambda module, *_: passes.append(module.seen.add_(1)) and None)
+    before = weights_key(bundle.policy)
+    data = four_frames(bundle)
+    check_memory(bundle, data, ActorConfig(steps=1, batch_size=4))
+    assert passes
+    assert weights_key(bundle.policy) == before
+
+
 def test_bytes_of_a_pass_are_those_that_live_at_once() -> None:
     layers = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.Sigmoid()) for _ in range(3)))
     seen = torch.zeros(5, 8)  # 160 bytes, which were there before
@@ -70,15 +114,7 @@ def test_training_says_what_it_takes_and_what_cannot_fit_is_refused_before_it_st
     make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = make()
-    pictures = np.zeros((4, 16, 16, 3), np.uint8)
-    data = PolicyRows.of(
-        bundle,
-        np.zeros((4, 5), np.float32),
-        np.zeros((4, 3), np.float32),
-        (np.zeros((4, 4), np.int64), np.zeros((4, 4), bool)),
-        ["push"] * 4,
-        lambda rows: dict.fromkeys(("top", "wrist"), pictures[rows]),
-    )
+    data = four_frames(bundle)
     actor = ActorRows(rows=np.arange(4), weight=np.ones(4, np.float32))
     monkeypatch.setattr(train, "WORTH_SAYING", 0)
     train_actor(bundle, data, actor, ActorConfig(steps=1, batch_size=4), (0,), label="improve")

@@ -92,6 +92,26 @@ def test_what_is_frozen_stays_in_evaluation_mode(bundle: PolicyBundle) -> None:
         assert left == trained_names(bundle, "preset")
 
 
+def test_a_batch_may_mix_instructions_with_and_without_a_condition_of_any_length(bundle: PolicyBundle) -> None:
+    """SmolVLA pads words to the longest of a call."""
+    rng = np.random.default_rng(0)
+    state, action = np.ones((4, 5), np.float32), rng.standard_normal((4, 3)).astype(np.float32)  # pi0.5 reads the state
+    chunks, words = (np.zeros((4, H), np.int64), np.zeros((4, H), bool)), [". Advantage: positive, and more of it"] * 4
+    pictures = np.zeros((4, 48, 64, 3), np.uint8)
+
+    def seen(condition: list[str] | None) -> PolicyRows:
+        images = lambda index: {"top": pictures[index]}  # noqa: E731
+        return PolicyRows.of(bundle, state, action, chunks, ["push"] * 4, images, condition)
+
+    rows = seen(words)
+    mixed = rows.batch(np.arange(4), torch.tensor([False, True, False, True]))
+    tokens = mixed["observation.language.tokens"]
+    assert (tokens[0] == tokens[2]).all()
+    assert (tokens[1] == tokens[3]).all()
+    assert (tokens[0] != tokens[1]).any()
+    torch.testing.assert_close(rows.action, seen(None).action)
+
+
 def test_training_changes_the_chosen_parameters_alone(bundle: PolicyBundle, checkpoint: Path) -> None:
     before = {name: value.clone() for name, value in bundle.policy.state_dict().items()}
     train_actor(bundle, *problem(bundle), ActorConfig(steps=2, batch_size=4, train="expert"), (0,))

@@ -81,10 +81,10 @@ class Windows:
     monte_carlo: Float32[ndarray, "N"]
     """Discounted return from here to that end; the whole return only where `ended`."""
     has_target: Bool[ndarray, "N"]
-    """False for the last windows of a fragment whose recording just stopped: neither an end nor a next state is known,
+    """False for the last windows of a stretch whose recording just stopped: neither an end nor a next state is known,
     so a critic cannot learn from them (an actor can)."""
     return_range: tuple[float, float]
-    """Lowest and highest return that is possible: in episodes as long as the longest fragment, or for ever (`timeout`)."""
+    """Lowest and highest return that is possible: in episodes as long as the longest stretch, or for ever (`timeout`)."""
 
     @property
     def bootstraps(self) -> Bool[ndarray, "N"]:

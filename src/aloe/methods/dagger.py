@@ -17,6 +17,6 @@ from aloe.types import Source
 
 
 def actor_rows(frames: Frames, windows: Windows) -> ActorRows:
-    """Every window of the demonstrations and of the human that led to success, with weight 1."""
+    """Every window of the demonstrations and of the human that led to success or to a handing back, with weight 1."""
     rows = np.flatnonzero((frames.source != Source.POLICY) & windows.fragment_success)
     return ActorRows(rows=rows, weight=np.ones(len(windows), np.float32))

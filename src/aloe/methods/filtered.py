@@ -17,6 +17,6 @@ from aloe.policies.train import ActorRows
 
 
 def actor_rows(frames: Frames, windows: Windows) -> ActorRows:
-    """Every window of a fragment that ended in success, with weight 1."""
+    """Every window of a fragment that ended in success, or of a human in handing back, with weight 1."""
     rows = np.flatnonzero(windows.fragment_success)
     return ActorRows(rows=rows, weight=np.ones(len(windows), np.float32))

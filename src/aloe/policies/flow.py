@@ -24,10 +24,15 @@ import torch
 from draccus.utils import DecodingError
 from jaxtyping import Float, Float32, UInt8
 from lerobot.configs.policies import PreTrainedConfig
-from lerobot.configs.types import NormalizationMode
+from lerobot.configs.types import FeatureType, NormalizationMode
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from lerobot.policies.pretrained import PreTrainedPolicy
-from lerobot.processor import PolicyAction, PolicyProcessorPipeline, RelativeActionsProcessorStep
+from lerobot.processor import (
+    NormalizerProcessorStep,
+    PolicyAction,
+    PolicyProcessorPipeline,
+    RelativeActionsProcessorStep,
+)
 from lerobot.processor.pipeline import ProcessorMigrationError
 from lerobot.utils.constants import OBS_STATE
 from numpy import ndarray
@@ -124,13 +129,13 @@ class PolicyBundle:
 def _check_trainable_alike(policy: PreTrainedPolicy, pre: PolicyProcessorPipeline) -> None:
     """Raises ValueError if training would show the policy other pictures or actions than play does: there pictures come as
     they are in [0, 1], and every frame of an episode goes through the preprocessor by itself."""
-    config: Any = policy.config
-    mode = config.normalization_mapping.get("VISUAL", NormalizationMode.IDENTITY)
-    if seen_cameras(policy) and mode != NormalizationMode.IDENTITY:
-        raise ValueError(
-            f"the policy's pictures are normalised by its preprocessor ({mode.value}); ALOE trains only policies that take "
-            "them as they are (VISUAL: IDENTITY), and normalise them within, if at all"
-        )
+    normalisers: list[Any] = [step for step in pre.steps if isinstance(step, NormalizerProcessorStep)]
+    for mode in (step.norm_map.get(FeatureType.VISUAL, NormalizationMode.IDENTITY) for step in normalisers):
+        if seen_cameras(policy) and mode != NormalizationMode.IDENTITY:
+            raise ValueError(
+                f"the policy's pictures are normalised by its preprocessor ({mode.value}); ALOE trains only policies that "
+                "take them as they are (VISUAL: IDENTITY), and normalise them within, if at all"
+            )
     relative: list[Any] = [step for step in pre.steps if isinstance(step, RelativeActionsProcessorStep)]
     if any(step.enabled for step in relative):
         raise ValueError(

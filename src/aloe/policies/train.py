@@ -198,12 +198,16 @@ def check_memory(bundle: PolicyBundle, data: PolicyRows, config: ActorConfig) ->
     policy, device, frames = bundle.policy, device_of(bundle.policy), np.arange(len(data.action))
     actor = ActorRows(rows=frames, weight=np.ones(len(frames), np.float32))
 
+    buffers = [buffer.clone() for buffer in policy.buffers()]  # of batch norms, for example
+
     def kept(windows: int) -> int:
         rows, whole = np.resize(frames, windows), replace(config, accumulate=1)
         passing = actor_losses(bundle, data, actor, rows, whole, torch.Generator().manual_seed(0))
         return kept_bytes(lambda: list(passing), policy)
 
     memory = Memory.of([p for p in policy.parameters() if p.requires_grad], kept(2), kept(4))
+    for buffer, before in zip(policy.buffers(), buffers, strict=True):
+        buffer.copy_(before)
     free, part = free_memory(device), -(-config.batch_size // config.accumulate)
     if (complaint := remedy(memory, config, free, device.type == "cuda")) is not None:
         raise ValueError(complaint)

@@ -270,8 +270,8 @@ def rows_from_advantages(
         )
     if same_labels and table.attrs.get(EXPERIENCE, digest_of(frames)) != digest_of(frames):
         raise ValueError(
-            f"{path} was made for another store, or before labels of this one were corrected; run `aloe critic` with "
-            "another --output-dir"
+            f"{path} was made of other roots, with other options of theirs (--experience.NAME.outcome, .policy-version), "
+            "or before labels were corrected; give the same, or run `aloe critic` with another --output-dir"
         )
     weight = table["weight"].to_numpy(np.float32)
     condition = table["condition"].tolist() if "condition" in table else None
