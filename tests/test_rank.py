@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aloe import stages
 from aloe.config import PRESETS, RunConfig
 from aloe.experience.mixture import RootConfig
 from aloe.experience.store import ExperienceStore
@@ -48,6 +49,22 @@ def test_what_was_predicted_before_is_not_predicted_again_and_an_interrupted_ran
     answers[-1].unlink()  # as if it had been killed before the last
     assert rank_run(run.root, 4, ("aloe",), say=said.append) == first
     assert rank_run(run.root, 5, ("aloe",), say=said.append)["versions"] != first["versions"]
+
+
+def test_chunks_are_drawn_once_a_version_in_batches_as_large_as_the_run_allows(run, tmp_path, monkeypatch):
+    root = shutil.copytree(run.root, tmp_path / "run", ignore=shutil.ignore_patterns("ranking*"))
+    config = json.loads((root / "config.json").read_text())
+    config["fit"]["sample_batch"] = 3
+    (root / "config.json").write_text(json.dumps(config))
+    drawn, real = [], stages.sample_stage
+
+    def counting(inputs, samples, key, out, batch_size):
+        drawn.append((out.name[:5], batch_size))
+        real(inputs, samples, key, out, batch_size)
+
+    monkeypatch.setattr(stages, "sample_stage", counting)
+    rank_run(root, 1, ("aloe", "monte-carlo"), say=lambda _: None)
+    assert sorted(drawn) == [("sampl", 3)] * 2 + [("start", 3)] * 2  # of two versions
 
 
 def test_return_of_an_episode_is_what_the_windows_give_its_first_step(run):

@@ -97,7 +97,8 @@ class Circle:
         if self.config.offline:
             self.collect(index)  # which only looks
         if not run.done(index, "improve"):
-            self._check_improvement(index, bundle)
+            key, moments = (self.config.seed, "improve", index), self._moments(index - 1)
+            stages.check_trainable(bundle, self.experience, self._cache, self.config.improve, key, moments)
         if not self.config.offline:
             self.collect(index)
         if not run.done(index, "advantages"):
@@ -154,9 +155,8 @@ class Circle:
         frames = self.experience.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, config.window, self._scale))
         experience, shares = self.experience, self.experience.shares
-        if shares is not None and not has_share(
-            rows.rows, shares
-        ):  # shares for later, when there is more than demonstrations
+        if shares is not None and not has_share(rows.rows, shares):
+            # They are meant for later, when there is more than demonstrations.
             roots = {name: replace(root, ratio=None) for name, root in config.experience.items()}
             experience = replace(config, sources=SourceRatios(), experience=roots).learns_from(self.store)
         log = self._logger(0, "sft", out / "sft.checkpoint.safetensors")
@@ -313,19 +313,6 @@ class Circle:
         moments = self.run.round(version) / "optimizer.safetensors"
         return moments if moments.exists() else None
 
-    def _check_improvement(self, index: int, bundle: PolicyBundle) -> None:
-        """Raises ValueError, before hours go into a round, if the policy could not be trained at its end."""
-        key = (self.config.seed, "improve", index)
-        try:
-            stages.check_trainable(
-                bundle, self.experience, self._cache, self.config.improve, key, self._moments(index - 1)
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"the end of round {index} cannot be reached: {error} (as options of --improve; in this run accumulate and "
-                "checkpointing, others with another --output-dir)"
-            ) from error
-
     def measure(self, version: int, stage: str = "eval", *, choosing: bool = False) -> None:
         """Measures the success of a version in the pool's world, as that stage of its round.
 
@@ -428,7 +415,6 @@ def run_circle(
                 raise ValueError(
                     f"{config.policy.path} predicts chunks of {predicted} actions; give --{option} {predicted} or less"
                 )
-    RunFolder.check(output_dir, config)
     output_dir.mkdir(parents=True, exist_ok=True)
     with RunFolder(output_dir).locked():  # nothing is changed under another process that works there
         run = RunFolder.open(output_dir, config, resume)

@@ -191,7 +191,7 @@ def predict(
     fit_critic(state, data, fit, window.discount, (config.seed, "rank", estimator), checkpoint=checkpoint)
 
     # Every version is evaluated on the same seeds, so that the first states of version 0's episodes are everybody's.
-    chunks = run.cache / "ranking" / f"start-{version:03d}.npy"
+    chunks = run.cache / "ranking" / f"start-{version:03d}-{learnt_from}.npy"
     start = stages.fresh_inputs(ExperienceStore.read(run.round(0) / "fresh"), bundle, tower, cache, window, scale)
     if not chunks.exists():
         stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks, fit.sample_batch)

@@ -25,9 +25,8 @@ def counts(frames: Frames, mine: Bool[ndarray, "N"]) -> dict[str, int]:
 
 
 def summary(run: RunFolder, config: RunConfig, frames: Frames, last: int) -> dict[str, Any]:
-    """The content of `summary.json`. Episodes, steps and takeovers are those in the store
-    up to that round, with what it held before the run; offline they are all that the round has learnt from, and no success
-    is known."""
+    """The content of `summary.json`. Episodes, steps and takeovers are those in the store up to that round, with what
+    it held before the run; offline they are all that the round has learnt from, and no success is known."""
     rounds = []
     for index in range(last + 1):
         counted = run.done(index, "collect") or run.done(index, "experience") or run.done(0, "demos") or {}

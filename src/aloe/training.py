@@ -48,7 +48,8 @@ class Shares:
 def has_share(rows: Int64[ndarray, "R"], shares: Shares) -> bool:
     """Whether any of these windows can be in a batch that is divided so."""
     left = 1 - sum(ratio for ratio in shares.ratio if ratio is not None)
-    return any((left if shares.ratio[part] is None else shares.ratio[part]) for part in np.unique(shares.part[rows]))
+    ratios = [left if ratio is None else ratio for ratio in shares.ratio]
+    return any(ratios[part] > 0 for part in np.unique(shares.part[rows]))
 
 
 class BatchDraw:
@@ -65,13 +66,13 @@ class BatchDraw:
         part = shares.part[rows]
         pools = {n: rows[part == n] for n, ratio in enumerate(shares.ratio) if ratio is not None}
         ratios = {n: ratio for n, ratio in enumerate(shares.ratio) if ratio is not None}
-        pools[-1], ratios[-1] = rows[~np.isin(part, list(ratios))], 1 - sum(ratios.values())
-        kept = [n for n, pool in pools.items() if len(pool) and ratios[n] > 0]
-        if not kept:
+        if not has_share(rows, shares):
             raise ValueError(
                 "there is nothing to learn from: all windows are of roots or sources without a share of the batch; raise "
                 "--experience.NAME.ratio or --sources"
             )
+        pools[-1], ratios[-1] = rows[~np.isin(part, list(ratios))], 1 - sum(ratios.values())
+        kept = [n for n, pool in pools.items() if len(pool) and ratios[n] > 0]
         self._pools = [pools[n] for n in kept]
         self._upto = np.cumsum([ratios[n] for n in kept]) / sum(ratios[n] for n in kept)
 

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from aloe import cli
-from aloe.benchmark import cells
+from aloe.benchmark import cells, runner
 from aloe.benchmark.cells import Cell, code_version, play_cell, play_start, rank_cell
 from aloe.benchmark.commands import Benchmark
 from aloe.benchmark.results import COLUMNS, Results
@@ -280,6 +280,18 @@ def test_a_cell_that_was_killed_is_named_with_the_signal_and_not_with_its_last_w
     said = "killed by SIGKILL (out of memory? give fewer --jobs) after it said: round 1: improving the policy"
     assert job.last_words(-9) == said
     assert job.last_words(-15) == "killed by SIGTERM after it said: round 1: improving the policy"
+
+
+def test_a_lost_start_is_made_anew_only_for_cells_that_have_not_begun(tmp_path):
+    begun, new = (Cell.of(SMALL, method, 0, tmp_path / "runs", tmp_path / "results") for method in ("sft", "aloe"))
+    begun.root.mkdir(parents=True)
+
+    def waiting(*cells: Cell) -> list[str]:
+        jobs = [Job(what="cell", cell=cell) for cell in cells]
+        return [job.what for job in runner._Play("small", list(cells), jobs, 1, print).waiting]
+
+    assert waiting(begun) == ["cell"]
+    assert waiting(begun, new) == ["start", "cell", "cell"]
 
 
 def test_where_there_is_no_git_rows_name_the_version_of_the_package(monkeypatch):

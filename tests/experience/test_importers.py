@@ -12,6 +12,8 @@ from aloe.experience.importers import import_dataset
 from aloe.experience.resolve import ImportConfig, Resolved, resolve
 from aloe.experience.schema import Frames
 from aloe.experience.store import ExperienceStore
+from aloe.experience.windows import WindowConfig, make_windows
+from aloe.methods import dagger
 from aloe.types import NO_POLICY, NO_SEED, Source
 
 Record = Callable[..., Path]
@@ -57,6 +59,10 @@ def test_steps_of_an_intervention_are_the_humans_and_the_rest_the_policys(
     np.testing.assert_array_equal(frames.state, [[0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]])
     assert np.isnan(frames.proposed_action).all()
     assert set(frames.seed) == {NO_SEED}
+    # The human hands back after step 2: the correction is imitated, and critics go on from it to the success.
+    windows = make_windows(frames, WindowConfig(horizon=2), scale=4.0)
+    assert dagger.actor_rows(frames, windows).rows.tolist() == [1, 2]
+    assert windows.has_target[1:].all()
 
 
 def test_who_acted_is_never_guessed(record_with_lerobot: Record) -> None:

@@ -109,7 +109,7 @@ class ExperienceStore:
         columns = features(cameras, state_dim, action_dim, video)
         if root.exists() and (not root.is_dir() or any(root.iterdir())):
             raise ValueError(
-                f"{root} exists and is not empty; name another folder, or if it is a store, ExperienceStore.open() it"
+                f"{root} exists and is not empty; name another folder; a store is opened with ExperienceStore.open()"
             )
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as aside:

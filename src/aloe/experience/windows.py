@@ -94,30 +94,23 @@ class Windows:
         return len(self.fragment)
 
 
+def _goes_on(frames: Frames) -> Bool[ndarray, "_"]:
+    """Whether the frame after each (there is none after the last) is of the same episode, which has not ended between."""
+    return (frames.episode[1:] == frames.episode[:-1]) & ~frames.terminated[:-1] & ~frames.truncated[:-1]
+
+
 def fragment_starts(frames: Frames) -> Bool[ndarray, "N"]:
     """True at the first frame of every fragment."""
     starts = np.ones(len(frames), dtype=bool)
-    same = (
-        (frames.episode[1:] == frames.episode[:-1])
-        & (frames.source[1:] == frames.source[:-1])
-        & (frames.policy_version[1:] == frames.policy_version[:-1])
-        & ~frames.terminated[:-1]
-        & ~frames.truncated[:-1]
-    )
-    starts[1:] = ~same
+    same_actor = (frames.source[1:] == frames.source[:-1]) & (frames.policy_version[1:] == frames.policy_version[:-1])
+    starts[1:] = ~(_goes_on(frames) & same_actor)
     return starts
 
 
 def handed_back(frames: Frames) -> Bool[ndarray, "N"]:
     """True at the first frame that the policy plays after a human who gave control back to it."""
     back = np.zeros(len(frames), dtype=bool)
-    back[1:] = (
-        (frames.episode[1:] == frames.episode[:-1])
-        & (frames.source[1:] == Source.POLICY)
-        & (frames.source[:-1] == Source.HUMAN)
-        & ~frames.terminated[:-1]
-        & ~frames.truncated[:-1]
-    )
+    back[1:] = _goes_on(frames) & (frames.source[1:] == Source.POLICY) & (frames.source[:-1] == Source.HUMAN)
     return back
 
 
@@ -170,8 +163,8 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
     count, horizon = len(frames), config.horizon
     if count == 0:
         raise ValueError("the store holds no frames; record episodes first (`aloe demos`, `aloe collect`)")
-    starts = fragment_starts(frames)
-    stretches = starts & ~handed_back(frames)
+    starts, back = fragment_starts(frames), handed_back(frames)
+    stretches = starts & ~back
     first = np.flatnonzero(stretches)
     last = np.append(first[1:], count) - 1  # last frame of each stretch
     length = last - first + 1
@@ -200,7 +193,7 @@ def make_windows(frames: Frames, config: WindowConfig, scale: float, *, any_leng
     ends_inside = np.arange(count) + horizon > end
     terminated = ends_inside & (success | failure)[stretch]
     fragment = np.cumsum(starts) - 1
-    gave_back = np.append(handed_back(frames)[np.flatnonzero(starts)[1:]], False)[fragment]
+    gave_back = np.append(back[starts][1:], False)[fragment]  # whether the next fragment is what it was given back to
     return Windows(
         frames=taken,
         is_pad=is_pad,

@@ -227,7 +227,7 @@ def check_trainable(
     key: tuple[int | str, ...],
     optimizer_file: Path | None = None,
 ) -> None:
-    """Before hours go into critics: can the policy be trained so? It is left as it was.
+    """Before hours go into a round: can the policy be trained so at its end? It is left as it was.
 
     Raises:
         ValueError: it does not fit into memory, or has no place for what is to be trained; or the earlier optimizer is that
@@ -236,14 +236,17 @@ def check_trainable(
     pictures = FrameCache(cache, store)
     pictures.update()
     data = policy_rows(bundle, store.columns(), pictures)
-    with trainable(bundle.policy, config, key):
-        check_memory(bundle, data, config)
-        if optimizer_file is not None:
-            load_state(
-                optimizer_file,
-                {},
-                {"optimizer": recipe(bundle.policy, config, improving=True).optimizer(bundle.policy)},
-            )
+    try:
+        with trainable(bundle.policy, config, key):
+            check_memory(bundle, data, config)
+            if optimizer_file is not None:
+                optimizer = recipe(bundle.policy, config, improving=True).optimizer(bundle.policy)
+                load_state(optimizer_file, {}, {"optimizer": optimizer})
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (in a run that has begun, --improve.accumulate and --improve.checkpointing may be set; other options "
+            "of --improve need another --output-dir)"
+        ) from error
 
 
 def rows_from_advantages(
