@@ -415,7 +415,7 @@ def test_what_cannot_be_played_is_said_at_once(tmp_path, methods, seeds, message
     ("arguments", "message"),
     [
         (["benchmark", "precison-state"], "unknown suite 'precison-state'; did you mean precision-state?"),
-        (["benchmark-report"], "there are no results in results; play a suite first: aloe benchmark precision-state"),
+        (["benchmark-report"], "no results of methods in results; play a suite first: aloe benchmark precision-state"),
         (["benchmark-report", "precision", "--page", "page.md"], "there is no results/precision.parquet"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from aloe.benchmark import report, statistics
 from aloe.benchmark.ablations import question_section
 from aloe.benchmark.critics import critics_section
+from aloe.benchmark.overview import OVERVIEW
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION, QUESTIONS
@@ -193,6 +194,25 @@ def test_a_question_of_the_ablations_names_the_critics_figures():
         "| `aloe` | 2 | 30 | 80 (70 to 90) | - | - | 0.80 (0.70 to 0.90) | - | - | - | +0.25 (+0.25 to +0.25) | - |"
         in said
     )
+
+
+def test_the_overview_has_every_method_in_every_suite_beside_the_default(tmp_path):
+    Results(tmp_path, "small").add(rows(()))
+    lone = [row | {"suite": "other", "method": "qc"} for row in rows(()) if (row["method"], row["seed"]) == ("sft", 1)]
+    mine = [row | {"suite": "other"} for row in rows(()) if row["method"] == "aloe"]
+    Results(tmp_path, "other").add([*lone, *mine])
+    Results(tmp_path, ABLATION).add([row | {"suite": ABLATION} for row in rows(())])  # has tables of its own
+    page = tmp_path / "results.md"
+    page.write_text("<!-- benchmark:overview -->\n<!-- /benchmark -->\n")
+    assert write_report([OVERVIEW], tmp_path, page) == [page]
+    first, _, second = page.read_text().partition("How far `aloe` is ahead")
+    head = "| method | `other` | `small` |\n| --- | --- | --- |\n"
+    assert (
+        f"{head}| `sft` | - | 50 (40 to 60), 2 |\n| `qc` | 60, 1 | - |\n| `aloe` | 80 (70 to 90), 2 | 80 (70 to 90), 2 |"
+        in first
+    )
+    # 90 - 40 and 70 - 60; of seed 1, the only one of qc, 70 - 60
+    assert f"{head}| `sft` | - | +30 (+10 to +50) |\n| `qc` | +10 | - |\n\n" in second
 
 
 def test_a_page_without_the_section_is_named_and_left_alone(tmp_path):

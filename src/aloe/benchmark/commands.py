@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from aloe.benchmark.runner import run_benchmark
-from aloe.benchmark.suites import SUITES, Suite, find_suite, method_config
+from aloe.benchmark.suites import Suite, find_suite, method_config
 from aloe.rank import UNRANKED
 
 
@@ -65,16 +65,15 @@ class BenchmarkReport:
     """Write the tables and plots of suites into the docs, from their parquet files alone."""
 
     suites: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Suites; by default all that have results."""
+    """Suites, or `overview`; by default all that have results, and the overview."""
     results: Path = Path("results")
     page: Path = Path("docs/results.md")
     """Page with a section for every suite; the plots go beside it."""
 
     def main(self) -> None:
-        from aloe.benchmark.report import write_report  # its statistics take six seconds to import, and are an extra
+        # Its statistics take six seconds to import, and are an extra.
+        from aloe.benchmark.report import OVERVIEW, with_results, write_report
 
-        suites = self.suites or tuple(sorted(path.stem for path in self.results.glob("*.parquet")))
-        if not suites:
-            raise ValueError(f"there are no results in {self.results}; play a suite first: aloe benchmark {SUITES[0]}")
-        for path in write_report(suites, self.results, self.page):
+        names = self.suites or (*with_results(self.results), OVERVIEW)
+        for path in write_report(names, self.results, self.page):
             _say(f"wrote {path}")

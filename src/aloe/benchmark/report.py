@@ -12,8 +12,9 @@ import pandas as pd
 
 from aloe.benchmark.ablations import question_section
 from aloe.benchmark.critics import critics_section
+from aloe.benchmark.overview import OVERVIEW, overview_section
 from aloe.benchmark.results import Results
-from aloe.benchmark.suites import ABLATION, METHODS, QUESTIONS
+from aloe.benchmark.suites import ABLATION, METHODS, QUESTIONS, SUITES
 from aloe.benchmark.tables import curve, methods_of, origin_section, suite_section
 from aloe.run import write_text
 
@@ -24,27 +25,45 @@ _MARKERS = "osD^vPX*<>"
 _AXES = {"episodes": "episodes in the store (demonstrations included)", "human_steps": "environment steps by the human"}
 
 
-def write_report(suites: Sequence[str], results: Path, page: Path) -> list[Path]:
+def write_report(names: Sequence[str], results: Path, page: Path) -> list[Path]:
     """Replaces the section of every suite in `page`, and draws its curves beside it; returns what was written.
 
     A section stands between the lines <!-- benchmark:SUITE --> and <!-- /benchmark -->. The ablations have one more for
     each of their `QUESTIONS`, <!-- benchmark:ablations-state QUESTION -->.
+
+    names: suites, and `OVERVIEW` for the one section of all suites that have results.
 
     Raises:
         ValueError: a suite has no results, or the page no section for it. Nothing has been written then.
     """
     if not page.is_file():
         raise ValueError(f"there is no {page} to put the tables into; name another with --page")
+    suites = [name for name in names if name != OVERVIEW]
     text, rows = page.read_text(), {suite: Results(results, suite).read() for suite in suites}
     # The ablations have one round, and so no curves.
     pictures = {suite: page.with_name(f"benchmark-{suite}.png") for suite in suites if suite != ABLATION}
     for suite in suites:
         for name, section in _sections(suite, rows[suite], pictures.get(suite)).items():
             text = replace_section(text, name, section, page)
+    if OVERVIEW in names:
+        compared = [suite for suite in with_results(results) if suite != ABLATION]
+        if not compared:
+            raise ValueError(
+                f"there are no results of methods in {results}; play a suite first: aloe benchmark {SUITES[0]} "
+                f"(ablations alone are shown by aloe benchmark-report {ABLATION})"
+            )
+        every = {suite: Results(results, suite).read() for suite in compared}
+        text = replace_section(text, OVERVIEW, overview_section(every), page)
     for suite, path in pictures.items():
         draw_curves(rows[suite], path)
     write_text(page, text)
     return [page, *pictures.values()]
+
+
+def with_results(results: Path) -> list[str]:
+    """The suites that have been played, in the order of `SUITES`; others after them."""
+    played = {path.stem for path in results.glob("*.parquet")}
+    return [name for name in SUITES if name in played] + sorted(played - set(SUITES))
 
 
 def _sections(suite: str, rows: pd.DataFrame, picture: Path | None) -> dict[str, str]:

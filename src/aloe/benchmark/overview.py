@@ -1,0 +1,45 @@
+"""All methods in all suites at a glance, from their rows alone."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import pandas as pd
+
+from aloe.benchmark.results import PLAIN
+from aloe.benchmark.suites import REFERENCE
+from aloe.benchmark.tables import check_comparable, difference, markdown_table, measured, methods_of, rates
+
+OVERVIEW: Final = "overview"
+"""Name of the section."""
+
+
+def overview_section(suites: Mapping[str, pd.DataFrame]) -> str:
+    """Success of every method in every suite at its last round, and how far `REFERENCE` is ahead of it there.
+
+    suites: rows by the name of their suite.
+    """
+    lasts = {name: check_comparable(rows) for name, rows in suites.items()}
+    every = methods_of(pd.concat(suites.values(), ignore_index=True))
+    head = ["method", *(f"`{name}`" for name in suites)]
+
+    def success(name: str, method: str) -> str:
+        seeds = len(rates(suites[name], method, lasts[name], PLAIN))
+        return f"{measured(suites[name], method, lasts[name], PLAIN)}, {seeds}" if seeds else "-"
+
+    return "\n\n".join(
+        [
+            "Success in percent: interquartile mean over seeds, its 95 % interval, and the number of seeds. Methods of "
+            "other seeds may have had easier starts; the second table takes that out.",
+            markdown_table(head, [[f"`{method}`", *(success(name, method) for name in suites)] for method in every]),
+            f"How far `{REFERENCE}` is ahead, in percentage points: mean over the seeds that both have, each pair from the "
+            "same start, and its 95 % interval.",
+            markdown_table(
+                head,
+                [
+                    [f"`{method}`", *(difference(suites[name], REFERENCE, method, lasts[name]) for name in suites)]
+                    for method in every
+                    if method != REFERENCE
+                ],
+            ),
+        ]
+    )
