@@ -341,7 +341,7 @@ def test_curves_show_only_methods_of_the_same_seeds(tmp_path, monkeypatch):
 
 def test_the_readme_says_what_the_results_do():
     lines = re.findall(r"\(`([a-z-]+)`\) \| (.*) \|", (ROOT / "README.md").read_text())
-    assert len(lines) == 4
+    assert len(lines) == 5
     for suite, numbers in lines:
         found = Results(ROOT / "results", suite).read()
         found = found[found["measurement"] == PLAIN].assign(success=lambda r: 100 * r.successes / r.evaluation_episodes)
