@@ -192,7 +192,7 @@ HELP = {
     "report": ["PATH", "--output", "--episodes", "--text", "--rerun", "--png", "Run folders"],
     "rank": ["PATH", "--steps", "--estimators", "monte-carlo", "fqe"],
     "benchmark": ["SUITE", "--methods", "--seeds", "--output-dir", "--results", "--jobs"],
-    "benchmark-report": ["`overview`", "--results", "--page"],
+    "benchmark-report": ["Suites", "`overview`", "--results", "--page"],
 }
 
 

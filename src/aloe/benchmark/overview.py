@@ -17,6 +17,9 @@ def overview_section(suites: Mapping[str, pd.DataFrame]) -> str:
     """Success of every method in every suite at its last round, and how far `REFERENCE` is ahead of it there.
 
     suites: rows by the name of their suite.
+
+    Raises:
+        ValueError: cells of a suite may not be set side by side (`check_comparable`).
     """
     lasts = {name: check_comparable(rows) for name, rows in suites.items()}
     every = methods_of(pd.concat(suites.values(), ignore_index=True))
@@ -29,7 +32,7 @@ def overview_section(suites: Mapping[str, pd.DataFrame]) -> str:
     return "\n\n".join(
         [
             "Success in percent: interquartile mean over seeds, its 95 % interval, and the number of seeds. Methods of "
-            "other seeds may have had easier starts; the second table takes that out.",
+            "other seeds may have had easier or harder starts; the second table takes that out.",
             markdown_table(head, [[f"`{method}`", *(success(name, method) for name in suites)] for method in every]),
             f"How far `{REFERENCE}` is ahead, in percentage points: mean over the seeds that both have, each pair from the "
             "same start, and its 95 % interval.",
