@@ -98,6 +98,12 @@ def test_unknown_task_on_a_terminal_that_knows_unicode(monkeypatch, capfd):
     assert_says(line, "aloe: world: unknown Meta-World task 'dance-v3'; did you mean", "; see aloe eval --help")
 
 
+def test_tokens_that_a_new_policy_does_not_make_of_a_picture(complaint, tmp_path):
+    line = complaint("run", "--output-dir", tmp_path / "out", "--critic.image-tokens", 4)
+    assert_says(line, "one token of a picture", "--critic.image-tokens 1", "--policy.path")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_camera(complaint, tmp_path):
     line = complaint("demos", "--output-dir", tmp_path / "out", "--world.cameras", "ceiling")
     assert_says(line, "'ceiling'", "topview", "behindGripper")
