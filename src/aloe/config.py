@@ -96,7 +96,9 @@ class RunConfig:
                 f"--policy.execute {self.policy.execute} is more than the chunk of --window.horizon {self.window.horizon}"
             )
         if self.policy.path is None and self.critic.image_tokens != 1:  # a new policy is a tiny_vla
-            raise ValueError("a new policy makes one token of a picture: --critic.image-tokens 1, or give --policy.path")
+            raise ValueError(
+                "a new policy makes one token of a picture: --critic.image-tokens 1, or give --policy.path"
+            )
         if self.rename and not self.offline:
             raise ValueError("--rename is for recorded cameras; a world's pictures have the policy's names")
         if self.rounds < 0 or self.seed < 0 or self.workers < 1:

@@ -12,7 +12,6 @@ evaluation measured. Beside the chunk critics stand two estimators with the same
 Measures: Spearman's correlation and regret@k (`aloe.evaluation.ranking`), against discounted return and against success.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from aloe.experience.schema import Experience, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
 from aloe.returns import monte_carlo_return
-from aloe.run import RunFolder, from_plain, write_json
+from aloe.run import RunFolder, digest, from_plain, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.training import Device
 from aloe.value.evaluate import evaluate_windows
@@ -172,7 +171,7 @@ def predict(
     """
     window, fit = settings(config, estimator, steps)
     learnt_from = digest_of(store.columns())
-    work = run.cache / "ranking" / _digest(asdict(config.critic) | asdict(fit) | {"frames": learnt_from})
+    work = run.cache / "ranking" / digest(asdict(config.critic) | asdict(fit) | {"frames": learnt_from})[:16]
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
         return json.loads(answer.read_text())["value"]
@@ -201,10 +200,6 @@ def predict(
     write_json(answer, {"value": mean})
     checkpoint.unlink(missing_ok=True)
     return mean
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def measures(rows: Sequence[dict[str, Any]], estimator: str) -> dict[str, dict[str, float | None]]:

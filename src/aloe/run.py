@@ -12,6 +12,7 @@ rounds/000/      pretrained_model/, critic.safetensors, advantages.parquet, ...,
 
 import dataclasses
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -60,6 +61,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 def to_plain(config: Any) -> Any:
     """A config as JSON would give it back: dictionaries, lists, strings and numbers."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def digest(plain: Any) -> str:
+    """64 hexadecimal digits that name what JSON can hold; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def from_plain[C](kind: type[C], plain: dict[str, Any]) -> C:

@@ -1,6 +1,5 @@
 """One cell of the benchmark: (suite, method, seed), played in a process of its own with one thread."""
 
-import hashlib
 import json
 import os
 import platform
@@ -33,7 +32,7 @@ from aloe.benchmark.suites import BUDGET, Suite, method_config
 from aloe.config import RunConfig, unread_groups
 from aloe.loop import Say, run_circle
 from aloe.rank import ESTIMATORS, rank_run
-from aloe.run import RunFolder, from_plain, to_plain
+from aloe.run import RunFolder, digest, from_plain, to_plain
 from aloe.training import Device
 
 RANK_STEPS: Final[int] = BUDGET["fit"]["steps"]
@@ -106,7 +105,7 @@ class Cell:
         # A cell records all that it learns from, and where its pictures are kept decides nothing.
         unread = unread_groups(self.config.method) | {"experience", "cache"}
         plain = {name: value for name, value in plain.items() if name not in unread}
-        return _digest({"config": plain, "perturbations": self.perturbations})[:12]
+        return digest({"config": plain, "perturbations": self.perturbations})[:12]
 
     @property
     def is_finished(self) -> bool:
@@ -120,11 +119,7 @@ class Cell:
 
 def _start_hash(config: RunConfig) -> str:
     """Of what shapes the common start, but for the seed."""
-    return _digest(to_plain(StartConfig.of(replace(config, seed=0))))[:6]
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest(to_plain(StartConfig.of(replace(config, seed=0))))[:6]
 
 
 def play_start(cell: Cell, say: Say = print) -> RunFolder:
