@@ -204,7 +204,8 @@ def test_the_overview_has_every_method_in_every_suite_beside_the_default(tmp_pat
     Results(tmp_path, ABLATION).add([row | {"suite": ABLATION} for row in rows(())])  # has tables of its own
     page = tmp_path / "results.md"
     page.write_text("<!-- benchmark:overview -->\n<!-- /benchmark -->\n")
-    assert write_report([OVERVIEW], tmp_path, page) == [page]
+    assert write_report([OVERVIEW], tmp_path, page) == [page, tmp_path / "benchmark-overview.png"]
+    assert "](benchmark-overview.png)" in page.read_text()
     first, _, second = page.read_text().partition("How far `aloe` is ahead")
     head = "| method | `other` | `small` |\n| --- | --- | --- |\n"
     assert (
@@ -337,6 +338,23 @@ def test_curves_show_only_methods_of_the_same_seeds(tmp_path, monkeypatch):
     (figure,) = drawn
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["aloe"]
     assert figure.get_suptitle() == "small (state), seeds: 2; methods of other seeds are in the table alone"
+
+
+def test_the_overviews_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):
+    fewer = table()
+    fewer = fewer[(fewer["method"] != "sft") | (fewer["seed"] == 0)]
+    lone = fewer[fewer["method"] == "aloe"].assign(method="qc")  # not drawn here
+    drawn = []
+    monkeypatch.setattr(report.plt, "close", drawn.append)
+    report.draw_overview({"small": fewer, "other": lone}, tmp_path / "x.png")
+    (figure,) = drawn
+    small, other = figure.axes
+    assert [panel.get_title() for panel in figure.axes] == ["small, seeds: 1", "other, seeds: 2"]
+    # seed 0 alone: 30 of 100, then 40 and 90
+    curves = {line.get_label(): line.get_xydata().tolist() for line in small.lines}
+    assert curves == {"sft": [[10, 30], [40, 40]], "aloe": [[10, 30], [40, 90]]}
+    assert not other.lines
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "aloe"]
 
 
 def test_the_readme_says_what_the_results_do():

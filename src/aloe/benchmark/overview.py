@@ -13,10 +13,10 @@ OVERVIEW: Final = "overview"
 """Name of the section."""
 
 
-def overview_section(suites: Mapping[str, pd.DataFrame]) -> str:
+def overview_section(suites: Mapping[str, pd.DataFrame], picture: str) -> str:
     """Success of every method in every suite at its last round, and how far `REFERENCE` is ahead of it there.
 
-    suites: rows by the name of their suite.
+    suites: rows by the name of their suite. picture: of the learning curves, from the page.
 
     Raises:
         ValueError: cells of a suite may not be set side by side (`check_comparable`).
@@ -31,6 +31,7 @@ def overview_section(suites: Mapping[str, pd.DataFrame]) -> str:
 
     return "\n\n".join(
         [
+            f"![success over episodes in every suite]({picture})",
             "Success in percent: interquartile mean over seeds, its 95 % interval, and the number of seeds. Methods of "
             "other seeds may have had easier or harder starts; the second table takes that out.",
             markdown_table(head, [[f"`{method}`", *(success(name, method) for name in suites)] for method in every]),

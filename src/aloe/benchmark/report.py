@@ -1,6 +1,6 @@
 """Puts the tables and plots of the suites into the docs, from the parquet files alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,12 +9,15 @@ matplotlib.use("Agg")  # no screen is needed
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 
 from aloe.benchmark.ablations import question_section
 from aloe.benchmark.critics import critics_section
 from aloe.benchmark.overview import OVERVIEW, overview_section
 from aloe.benchmark.results import Results
-from aloe.benchmark.suites import ABLATION, METHODS, QUESTIONS, SUITES
+from aloe.benchmark.statistics import Estimate
+from aloe.benchmark.suites import ABLATION, METHODS, QUESTIONS, REFERENCE, SUITES
 from aloe.benchmark.tables import curve, methods_of, origin_section, suite_section
 from aloe.run import write_text
 
@@ -23,6 +26,9 @@ from aloe.run import write_text
 _COLOURS = ("#888888", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#000000")
 _MARKERS = "osD^vPX*<>"
 _AXES = {"episodes": "episodes in the store (demonstrations included)", "human_steps": "environment steps by the human"}
+_SUCCESS = "success with nobody watching, percent"
+_SIMPLE = ("sft", "dagger", "filtered")
+"""What a lab would do without critics: all that the overview's plot sets beside `REFERENCE`."""
 
 
 def write_report(names: Sequence[str], results: Path, page: Path) -> list[Path]:
@@ -31,7 +37,7 @@ def write_report(names: Sequence[str], results: Path, page: Path) -> list[Path]:
     A section stands between the lines <!-- benchmark:SUITE --> and <!-- /benchmark -->. The ablations have one more for
     each of their `QUESTIONS`, <!-- benchmark:ablations-state QUESTION -->.
 
-    names: suites, and `OVERVIEW` for the one section of all suites that have results.
+    names: suites, and `OVERVIEW` for the one section, and plot, of all suites that have results.
 
     Raises:
         ValueError: a suite has no results, or the page no section for it. Nothing has been written then.
@@ -53,9 +59,11 @@ def write_report(names: Sequence[str], results: Path, page: Path) -> list[Path]:
                 f"(ablations alone are shown by aloe benchmark-report {ABLATION})"
             )
         every = {suite: Results(results, suite).read() for suite in compared}
-        text = replace_section(text, OVERVIEW, overview_section(every), page)
-    for suite, path in pictures.items():
-        draw_curves(rows[suite], path)
+        pictures[OVERVIEW] = page.with_name(f"benchmark-{OVERVIEW}.png")
+        text = replace_section(text, OVERVIEW, overview_section(every, pictures[OVERVIEW].name), page)
+        draw_overview(every, pictures[OVERVIEW])
+    for suite in rows.keys() & pictures.keys():
+        draw_curves(rows[suite], pictures[suite])
     write_text(page, text)
     return [page, *pictures.values()]
 
@@ -97,23 +105,55 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
     drawn = [method for method in seeds if seeds[method] == most]
     for method in drawn:
         spent, success = curve(rows, method)
-        place = places.index(method)
-        colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
-        line = "-" if place < len(_COLOURS) else "--"
         for panel, name in zip(panels, _AXES, strict=True):
-            panel.plot(
-                spent[name], [100 * s.value for s in success], line, color=colour, marker=marker, ms=5, label=method
-            )
-            if len(most) > 1:  # of one seed the spread is not known
-                low, high = (np.array([getattr(s, end) for s in success]) for end in ("low", "high"))
-                panel.fill_between(spent[name], 100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
+            _draw_curve(panel, spent[name], success, method, places.index(method), with_band=len(most) > 1)
     for panel, label in zip(panels, _AXES.values(), strict=True):
         panel.set_xlabel(label)
-        panel.set_ylim(0, 102)
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel("success with nobody watching, percent")
+    panels[0].set_ylabel(_SUCCESS)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     others = "" if len(drawn) == len(seeds) else "; methods of other seeds are in the table alone"
     figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), seeds: {len(most)}{others}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def draw_overview(suites: Mapping[str, pd.DataFrame], path: Path) -> None:
+    """Success over episodes in every suite: `REFERENCE` and what is done without critics, on the seeds that all have."""
+    columns = min(3, len(suites))
+    size = -(-len(suites) // columns), columns
+    figure, grid = plt.subplots(
+        *size, figsize=(11, 0.6 + 2.6 * size[0]), layout="constrained", sharey=True, squeeze=False
+    )
+    legend: dict[str, Artist] = {}
+    panels = list(grid.flat)
+    for panel in panels[len(suites) :]:
+        panel.set_axis_off()
+    for panel, (suite, rows) in zip(panels, suites.items(), strict=False):
+        drawn = [method for method in (*_SIMPLE, REFERENCE) if (rows["method"] == method).any()]
+        seeds = set(rows["seed"]).intersection(*(rows.loc[rows["method"] == method, "seed"] for method in drawn))
+        for method in drawn if seeds else ():
+            spent, success = curve(rows.loc[rows["seed"].isin(list(seeds))], method)
+            _draw_curve(
+                panel, spent["episodes"], success, method, list(METHODS).index(method), with_band=len(seeds) > 1
+            )
+        panel.set_title(f"{suite}, seeds: {len(seeds)}", fontsize=10)
+        legend |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.supxlabel(_AXES["episodes"], fontsize=10)
+    figure.supylabel(_SUCCESS, fontsize=10)
+    figure.legend(legend.values(), legend.keys(), loc="outside right center")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _draw_curve(
+    panel: Axes, spent: list[float], success: list[Estimate], method: str, place: int, *, with_band: bool
+) -> None:
+    """place: of the method in `METHODS`, which decides how it looks. with_band: of one seed the spread is not known."""
+    colour, marker = _COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)]
+    line = "-" if place < len(_COLOURS) else "--"
+    panel.plot(spent, [100 * s.value for s in success], line, color=colour, marker=marker, ms=5, label=method)
+    if with_band:
+        low, high = (np.array([getattr(s, end) for s in success]) for end in ("low", "high"))
+        panel.fill_between(spent, 100 * low, 100 * high, color=colour, alpha=0.12, linewidth=0)
+    panel.set_ylim(0, 102)
+    panel.grid(visible=True, alpha=0.3)
