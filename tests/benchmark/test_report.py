@@ -337,7 +337,19 @@ def test_curves_show_only_methods_of_the_same_seeds(tmp_path, monkeypatch):
     report.draw_curves(fewer, tmp_path / "x.png")
     (figure,) = drawn
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["aloe"]
-    assert figure.get_suptitle() == "small (state), seeds: 2; methods of other seeds are in the table alone"
+    assert figure.get_suptitle() == "small (state), seeds 0 1; the table has all"
+
+
+def test_curves_show_many_methods_on_the_seeds_that_they_share(tmp_path, monkeypatch):
+    fewer = table()
+    qc = fewer[fewer["method"] == "sft"].assign(method="qc")
+    more = pd.concat([fewer, qc, fewer[fewer["method"] == "aloe"].assign(seed=lambda r: r.seed + 2)])
+    drawn = []
+    monkeypatch.setattr(report.plt, "close", drawn.append)
+    report.draw_curves(more, tmp_path / "x.png")  # two seeds of three methods, not four of one
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "qc", "aloe"]
+    assert figure.get_suptitle() == "small (state), seeds 0 1; the table has all"
 
 
 def test_the_overviews_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):

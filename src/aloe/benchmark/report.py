@@ -96,23 +96,25 @@ def replace_section(text: str, name: str, section: str, page: Path) -> str:
 def draw_curves(rows: pd.DataFrame, path: Path) -> None:
     """Success over episodes and over the human's steps: interquartile mean of the seeds, with its 95 % interval.
 
-    Methods that have been played on other seeds than most are left out: their curves would begin elsewhere.
+    All curves are of the same seeds, as others would begin elsewhere: those of a method, such that seeds times methods
+    that have them all are most. The other methods are left out.
     """
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
     places = [*METHODS, *(method for method in methods_of(rows) if method not in METHODS)]
     seeds = {method: set(rows.loc[rows["method"] == method, "seed"]) for method in methods_of(rows)}
-    most = max(seeds.values(), key=len)
-    drawn = [method for method in seeds if seeds[method] == most]
+    shared = max(seeds.values(), key=lambda some: (len(some) * sum(some <= each for each in seeds.values()), len(some)))
+    drawn = [method for method in seeds if shared <= seeds[method]]
     for method in drawn:
-        spent, success = curve(rows, method)
+        spent, success = curve(rows.loc[rows["seed"].isin(list(shared))], method)
         for panel, name in zip(panels, _AXES, strict=True):
-            _draw_curve(panel, spent[name], success, method, places.index(method), with_band=len(most) > 1)
+            _draw_curve(panel, spent[name], success, method, places.index(method), with_band=len(shared) > 1)
     for panel, label in zip(panels, _AXES.values(), strict=True):
         panel.set_xlabel(label)
     panels[0].set_ylabel(_SUCCESS)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-    others = "" if len(drawn) == len(seeds) else "; methods of other seeds are in the table alone"
-    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), seeds: {len(most)}{others}")
+    others = "" if set(map(frozenset, seeds.values())) == {frozenset(shared)} else "; the table has all"
+    named = " ".join(str(seed) for seed in sorted(shared))
+    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), seeds {named}{others}")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
