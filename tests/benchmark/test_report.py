@@ -371,7 +371,7 @@ def test_the_overviews_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypat
 
 def test_the_readme_says_what_the_results_do():
     lines = re.findall(r"\(`([a-z-]+)`\) \| (.*) \|", (ROOT / "README.md").read_text())
-    assert len(lines) == 5
+    assert len(lines) == 6
     for suite, numbers in lines:
         found = Results(ROOT / "results", suite).read()
         found = found[found["measurement"] == PLAIN].assign(success=lambda r: 100 * r.successes / r.evaluation_episodes)
