@@ -112,7 +112,7 @@ def draw_curves(rows: pd.DataFrame, path: Path) -> None:
         panel.set_xlabel(label)
     panels[0].set_ylabel(_SUCCESS)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-    others = "" if set(map(frozenset, seeds.values())) == {frozenset(shared)} else "; the table has all"
+    others = "" if all(each == shared for each in seeds.values()) else "; the table has all"
     named = " ".join(str(seed) for seed in sorted(shared))
     figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), seeds {named}{others}")
     figure.savefig(path, dpi=130)
