@@ -12,7 +12,7 @@ from lerobot.policies.smolvla.configuration_smolvla import SmolVLAConfig
 from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 from transformers import SmolVLMConfig
 
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.bundle import PolicyBundle
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "policies"))
 import vlas

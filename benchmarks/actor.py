@@ -13,7 +13,8 @@ from _common import per_second, print_header, print_row
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 
-from aloe.policies.flow import IMAGES, PolicyBundle, sample_chunks
+from aloe.policies.bundle import PolicyBundle
+from aloe.policies.flow import IMAGES, sample_chunks
 from aloe.policies.recipe import ActorConfig
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorRows, PolicyRows, train_actor

@@ -22,7 +22,7 @@ from aloe.config import RunConfig
 from aloe.evaluation.success import wilson_interval
 from aloe.experience.cache import Cache
 from aloe.experience.windows import WindowConfig, make_windows, return_scale
-from aloe.policies.flow import PolicyBundle, PolicyPlayer
+from aloe.policies.bundle import PolicyBundle, PolicyPlayer
 from aloe.policies.recipe import ActorConfig
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.pool import EpisodeRequest, WorldPool

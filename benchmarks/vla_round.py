@@ -33,7 +33,8 @@ from aloe import stages
 from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
-from aloe.policies.flow import PolicyBundle, Tower, noise_shape
+from aloe.policies.bundle import PolicyBundle, Tower
+from aloe.policies.flow import noise_shape
 from aloe.policies.memory import GIB
 from aloe.policies.recipe import ActorConfig, Train, recipe
 from aloe.policies.sampling import sample_shard

@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from aloe.config import PRESETS, RunConfig, with_options
 from aloe.loop import run_circle
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, chunk_shape
+from aloe.policies.bundle import PolicyBundle, PolicyPlayer
+from aloe.policies.flow import chunk_shape
 from aloe.value.play import BestOfPlayer
 
 

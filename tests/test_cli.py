@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from aloe import cli
 from aloe.experience.lock import LOCK_FILE
 from aloe.experience.store import ExperienceStore
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.bundle import PolicyBundle
 from aloe.run import RunFolder, write_json
 from aloe.types import Source
 

@@ -9,7 +9,7 @@ import torch
 from aloe.experience.cache import Cache
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower
+from aloe.policies.bundle import PolicyBundle, PolicyPlayer, Tower
 from aloe.stages import (
     EvaluationInputs,
     PolicyConfig,

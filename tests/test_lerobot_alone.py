@@ -14,7 +14,8 @@ import torch
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 from aloe import cli
-from aloe.policies.flow import PolicyBundle, image_batch, observe, sample_chunks
+from aloe.policies.bundle import PolicyBundle, observe
+from aloe.policies.flow import image_batch, sample_chunks
 
 sys.path.insert(0, str(Path(__file__).parent / "policies"))
 import vlas

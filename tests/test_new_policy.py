@@ -17,6 +17,7 @@ from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
 from aloe import cli
 from aloe.policies import flow
+from aloe.policies.bundle import PolicyBundle
 
 PAGE = (Path(__file__).parents[1] / "docs/new-policy.md").read_text()
 FILES = dict(re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
@@ -112,7 +113,7 @@ def test_policy_of_the_page_passes_its_check_and_goes_through_a_round(
 
 
 def test_loss_of_the_page_is_the_policys_own(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = flow.PolicyBundle.load(checkpoint(installed / "dot"))
+    bundle = PolicyBundle.load(checkpoint(installed / "dot"))
     batch = {f"observation.images.{camera}": torch.rand(3, 3, 32, 32) for camera in ("top", "wrist")}
     batch |= {"observation.state": torch.randn(3, 5), "action": torch.randn(3, 6, 3)}
     noise, time = torch.randn(3, 6, 3), torch.rand(3)

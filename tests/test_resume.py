@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from aloe.experience.windows import Windows
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.bundle import PolicyBundle
 from aloe.policies.recipe import ActorConfig
 from aloe.policies.train import ActorRows, PolicyRows, train_actor
 from aloe.training import generator_for

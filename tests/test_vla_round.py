@@ -16,7 +16,8 @@ from aloe import cli, stages
 from aloe.experience.cache import FrameCache
 from aloe.experience.store import ExperienceStore
 from aloe.policies import lerobot
-from aloe.policies.flow import PolicyBundle, chunk_shape, observe, sample_chunks
+from aloe.policies.bundle import PolicyBundle, observe
+from aloe.policies.flow import chunk_shape, sample_chunks
 from aloe.types import NO_POLICY, Episode, Source
 
 sys.path.insert(0, str(Path(__file__).parent / "policies"))

@@ -17,7 +17,8 @@ from aloe.loop import run_circle
 from aloe.methods import aloe as aloe_method
 from aloe.methods.aloe import AloeConfig
 from aloe.options import parse, take_preset
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, executed_actions
+from aloe.policies.bundle import PolicyBundle, PolicyPlayer, Tower
+from aloe.policies.flow import executed_actions
 from aloe.policies.recipe import ActorConfig
 from aloe.report.command import EPISODES
 from aloe.report.folder import RunSoFar

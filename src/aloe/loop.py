@@ -23,7 +23,8 @@ from aloe.experience.view import View
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.policies.flow import PolicyBundle, check_device, check_sees_all, chunk_shape
+from aloe.policies.bundle import PolicyBundle, check_device, check_sees_all
+from aloe.policies.flow import chunk_shape
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder, write_json

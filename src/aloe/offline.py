@@ -13,7 +13,7 @@ from aloe import stages
 from aloe.config import RunConfig
 from aloe.experience.schema import Experience, digest_of
 from aloe.experience.windows import Windows, return_scale
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.bundle import PolicyBundle
 from aloe.run import RunFolder
 from aloe.summary import counts
 

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from aloe import stages
 from aloe.config import RunConfig
 from aloe.methods import recap
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower, executed_actions
+from aloe.policies.bundle import PolicyBundle, PolicyPlayer, Tower
+from aloe.policies.flow import executed_actions
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder, new_folder, write_json
 from aloe.stages import EvaluatedEpisode

@@ -10,7 +10,7 @@ import torch
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import make_pre_post_processors
 
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.bundle import PolicyBundle
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 
 CAMERAS = ("top", "wrist")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import vlas
 
 from aloe.policies import flow
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.bundle import PolicyBundle
 from aloe.policies.recipe import ActorConfig
 from aloe.policies.train import ActorRows, PolicyRows, actor_losses
 from aloe.value.critic import ChunkCritic, CriticConfig, Observations, ObservationShape

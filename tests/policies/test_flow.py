@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from aloe.policies.bundle import PolicyBundle, PolicyPlayer, Tower, check_fits
 from aloe.policies.flow import (
-    PolicyBundle,
-    PolicyPlayer,
-    Tower,
-    check_fits,
     chunk_shape,
     encode_images,
     feature_dim,

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from aloe.policies import train
-from aloe.policies.flow import PolicyBundle, weights_key
+from aloe.policies.bundle import PolicyBundle
+from aloe.policies.flow import weights_key
 from aloe.policies.memory import GIB, Memory, free_memory, kept_bytes, remedy
 from aloe.policies.recipe import ActorConfig
 from aloe.policies.train import ActorRows, PolicyRows, check_memory, train_actor

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from aloe.policies import sampling
-from aloe.policies.flow import PolicyBundle
+from aloe.policies.bundle import PolicyBundle
 from aloe.policies.sampling import sample_all_chunks
 from aloe.policies.train import PolicyRows
 from aloe.training import generator_for

@@ -13,7 +13,8 @@ from lerobot.policies.factory import get_policy_class
 sys.path.insert(0, str(Path(__file__).parent))
 import vlas
 
-from aloe.policies.flow import PolicyBundle, sample_chunks
+from aloe.policies.bundle import PolicyBundle
+from aloe.policies.flow import sample_chunks
 from aloe.policies.memory import Memory, kept_bytes
 from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.train import ActorRows, PolicyRows, actor_losses, train_actor

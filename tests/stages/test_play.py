@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aloe import stages
-from aloe.policies.flow import PolicyPlayer
+from aloe.policies.bundle import PolicyPlayer
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.human import HumanConfig
 from aloe.rollout.pool import WorldPool

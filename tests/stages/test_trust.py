@@ -17,7 +17,7 @@ from aloe.experience.cache import Cache
 from aloe.experience.schema import Frames
 from aloe.experience.store import ExperienceStore
 from aloe.loop import run_circle
-from aloe.policies.flow import PolicyBundle, PolicyPlayer, Tower
+from aloe.policies.bundle import PolicyBundle, PolicyPlayer, Tower
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder

@@ -6,7 +6,8 @@ from lerobot.utils.constants import OBS_STATE
 
 from aloe import stages
 from aloe.experience.store import ExperienceStore
-from aloe.policies.flow import PolicyPlayer, Tower, feature_dim, language_features, observe
+from aloe.policies.bundle import PolicyPlayer, Tower, observe
+from aloe.policies.flow import feature_dim, language_features
 from aloe.rollout.pool import EpisodeRequest, WorldPool
 from aloe.stages import DemosConfig, PolicyConfig
 from aloe.value.critic import CriticConfig, Observations

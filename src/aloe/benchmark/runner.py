@@ -17,7 +17,7 @@ from aloe.benchmark.results import PLAIN, Results, by_cell, cell_seconds, rankin
 from aloe.benchmark.start import StartConfig, check_folder, is_made
 from aloe.benchmark.suites import Suite
 from aloe.loop import Say
-from aloe.policies.flow import check_device
+from aloe.policies.bundle import check_device
 from aloe.rank import open_run
 from aloe.run import to_plain
 from aloe.training import Device

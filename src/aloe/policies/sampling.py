@@ -17,7 +17,8 @@ from jaxtyping import Float32
 from numpy import ndarray
 from tqdm import tqdm
 
-from aloe.policies.flow import PolicyBundle, chunk_shape, noise_shape, sample_chunks, weights_key
+from aloe.policies.bundle import PolicyBundle
+from aloe.policies.flow import chunk_shape, noise_shape, sample_chunks, weights_key
 from aloe.policies.train import PolicyRows
 from aloe.training import generator_for
 

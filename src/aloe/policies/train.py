@@ -14,15 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from aloe.losses import weighted_flow_matching_loss
-from aloe.policies.flow import (
-    PolicyBundle,
-    chunk_shape,
-    device_of,
-    flow_residual,
-    image_batch,
-    noise_shape,
-    sample_time,
-)
+from aloe.policies.bundle import PolicyBundle
+from aloe.policies.flow import chunk_shape, device_of, flow_residual, image_batch, noise_shape, sample_time
 from aloe.policies.memory import GIB, Memory, free_memory, kept_bytes, remedy
 from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.trainable import trainable

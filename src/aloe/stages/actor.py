@@ -17,14 +17,8 @@ from aloe.experience.schema import Experience, Frames, digest_of
 from aloe.experience.view import only_cameras
 from aloe.experience.windows import Windows, action_frames
 from aloe.methods import dagger, filtered, sft
-from aloe.policies.flow import (
-    IMAGES,
-    PolicyBundle,
-    check_fits,
-    chosen_device,
-    chunk_shape,
-    seen_cameras,
-)
+from aloe.policies.bundle import PolicyBundle, check_fits, chosen_device
+from aloe.policies.flow import IMAGES, chunk_shape, seen_cameras
 from aloe.policies.recipe import ActorConfig, recipe
 from aloe.policies.tiny_vla import TinyVLAConfig, TinyVLAPolicy
 from aloe.policies.train import ActorRows, PolicyRows, check_memory, train_actor

@@ -16,15 +16,8 @@ from aloe.evaluation.support import effective_share
 from aloe.experience.cache import Cache, FeatureCache, FrameCache
 from aloe.experience.schema import Experience, Frames, digest_of
 from aloe.experience.windows import WindowConfig, Windows, make_windows
-from aloe.policies.flow import (
-    PolicyBundle,
-    Tower,
-    check_sees_all,
-    chunk_shape,
-    language_dim,
-    language_features,
-    seen_cameras,
-)
+from aloe.policies.bundle import PolicyBundle, Tower, check_sees_all
+from aloe.policies.flow import chunk_shape, language_dim, language_features, seen_cameras
 from aloe.policies.sampling import SHARD, sample_all_chunks
 from aloe.policies.train import ActorRows
 from aloe.stages.actor import EXPERIENCE, policy_rows

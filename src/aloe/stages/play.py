@@ -9,7 +9,7 @@ import numpy as np
 
 from aloe.evaluation.success import SuccessReport
 from aloe.experience.store import ExperienceStore
-from aloe.policies.flow import PolicyBundle, check_fits
+from aloe.policies.bundle import PolicyBundle, check_fits
 from aloe.rollout.collect import episode_seeds
 from aloe.rollout.human import HumanConfig, takeover_shares
 from aloe.rollout.pool import ChunkPolicy, EpisodeRequest, WorldPool

@@ -25,7 +25,7 @@ from aloe.evaluation.support import best_return_at, chunk_distance, effective_sh
 from aloe.experience.cache import Cache
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.windows import WindowConfig, Windows, make_windows
-from aloe.policies.flow import PolicyBundle, Tower
+from aloe.policies.bundle import PolicyBundle, Tower
 from aloe.stages.critic import (
     EvaluationInputs,
     critic_columns,

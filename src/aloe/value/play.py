@@ -7,15 +7,8 @@ from jaxtyping import Float32, UInt8
 from lerobot.utils.constants import OBS_STATE
 from numpy import ndarray
 
-from aloe.policies.flow import (
-    PolicyBundle,
-    Tower,
-    chunk_shape,
-    language_features,
-    noise_shape,
-    observe,
-    sample_chunks,
-)
+from aloe.policies.bundle import PolicyBundle, Tower, observe
+from aloe.policies.flow import chunk_shape, language_features, noise_shape, sample_chunks
 from aloe.returns import Aggregation, aggregate
 from aloe.value.critic import ChunkCritic, Observations
 
