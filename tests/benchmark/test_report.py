@@ -10,7 +10,7 @@ import pytest
 from aloe.benchmark import report, statistics
 from aloe.benchmark.ablations import question_section
 from aloe.benchmark.critics import critics_section
-from aloe.benchmark.overview import OVERVIEW
+from aloe.benchmark.overview import OVERVIEW, overview_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION, QUESTIONS
@@ -214,6 +214,19 @@ def test_the_overview_has_every_method_in_every_suite_beside_the_default(tmp_pat
     )
     # 90 - 40 and 70 - 60; of seed 1, the only one of qc, 70 - 60
     assert f"{head}| `sft` | - | +30 (+10 to +50) |\n| `qc` | +10 | - |\n\n" in second
+
+
+def test_the_overview_says_how_far_the_default_is_ahead_after_every_round():
+    told = table().replace({"method": {"sft": "filtered"}})
+    longer = told[told["round"] == 1].assign(round=2)
+    longer.loc[longer["method"] == "aloe", "successes"] = 100
+    section = overview_section({"long": pd.concat([told, longer]), "small": told}, "x.png")
+    # 90 - 40 and 70 - 60, then 100 - 40 and 100 - 60
+    assert section.endswith(
+        "| suite | method | round 1 | round 2 |\n| --- | --- | --- | --- |\n"
+        "| `long` | `filtered` | +30 (+10 to +50) | +50 (+40 to +60) |\n"
+        "| `small` | `filtered` | +30 (+10 to +50) | - |"
+    )
 
 
 def test_a_page_without_the_section_is_named_and_left_alone(tmp_path):

@@ -12,9 +12,13 @@ from aloe.benchmark.tables import check_comparable, difference, markdown_table, 
 OVERVIEW: Final = "overview"
 """Name of the section."""
 
+_CLOSEST: Final = ("dagger", "filtered")
+"""The strongest of the others, beside which `REFERENCE` is set after every round."""
+
 
 def overview_section(suites: Mapping[str, pd.DataFrame], picture: str) -> str:
-    """Success of every method in every suite at its last round, and how far `REFERENCE` is ahead of it there.
+    """Success of every method in every suite at its last round, how far `REFERENCE` is ahead of it there, and of the
+    strongest of them after every round.
 
     suites: rows by the name of their suite. picture: of the learning curves, from the page.
 
@@ -24,6 +28,7 @@ def overview_section(suites: Mapping[str, pd.DataFrame], picture: str) -> str:
     lasts = {name: check_comparable(rows) for name, rows in suites.items()}
     every = methods_of(pd.concat(suites.values(), ignore_index=True))
     head = ["method", *(f"`{name}`" for name in suites)]
+    rounds = range(1, max(lasts.values()) + 1)
 
     def success(name: str, method: str) -> str:
         seeds = len(rates(suites[name], method, lasts[name], PLAIN))
@@ -43,6 +48,16 @@ def overview_section(suites: Mapping[str, pd.DataFrame], picture: str) -> str:
                     [f"`{method}`", *(difference(suites[name], REFERENCE, method, lasts[name]) for name in suites)]
                     for method in every
                     if method != REFERENCE
+                ],
+            ),
+            "The same after every round:",
+            markdown_table(
+                ["suite", "method", *(f"round {index}" for index in rounds)],
+                [
+                    [f"`{name}`", f"`{method}`", *(difference(rows, REFERENCE, method, index) for index in rounds)]
+                    for name, rows in suites.items()
+                    for method in _CLOSEST
+                    if method in methods_of(rows)
                 ],
             ),
         ]
