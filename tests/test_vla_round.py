@@ -13,12 +13,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from aloe import cli, stages
-from aloe.experience.cache import FrameCache
+from aloe.experience.cache import Cache, FrameCache
 from aloe.experience.store import ExperienceStore
+from aloe.experience.windows import WindowConfig
 from aloe.policies import lerobot
-from aloe.policies.bundle import PolicyBundle, observe
+from aloe.policies.bundle import PolicyBundle, Tower, observe
 from aloe.policies.flow import chunk_shape, sample_chunks
 from aloe.types import NO_POLICY, Episode, Source
+from aloe.value.critic import ChunkCritic, CriticConfig, Observations
+from aloe.value.play import BestOfPlayer
 
 sys.path.insert(0, str(Path(__file__).parent / "policies"))
 import vlas
@@ -167,6 +170,35 @@ def test_critics_of_the_cache_are_those_without_one_and_train_without_pictures_a
     for name, value in cached.items():
         # The tower sees other batches: equal but for the last bits, of which float16 makes 1 in 2048 now and then.
         torch.testing.assert_close(uncached[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_critics_see_at_play_what_they_saw_in_training(
+    checkpoint: Path, store: ExperienceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = PolicyBundle.load(checkpoint)
+    tower = Tower(bundle=bundle, image_tokens=4)
+    inputs = stages.EvaluationInputs.of(store, bundle, tower, Cache(root=tmp_path), WindowConfig(horizon=6), 15.0)
+    FrameCache(inputs.cache, store).update()
+    rows = np.array([3, 15])  # the fourth of an episode and the fourth of the next, which has the other task
+    learnt = stages.critic.observation_source(inputs)(rows)
+
+    seen: list[Observations] = []
+    judge = ChunkCritic.of_samples
+    monkeypatch.setattr(ChunkCritic, "of_samples", lambda self, o, chunks: seen.append(o) or judge(self, o, chunks))
+    critic = ChunkCritic(CriticConfig(critics=1, width=16, layers=1, heads=2), stages.observation_shape(tower, 6))
+    pictures = [store.pictures(episode) for episode in (0, 1)]
+    player = BestOfPlayer(bundle=bundle, critic=critic, tower=tower, samples=2, aggregation="min")
+    player(
+        {camera: np.stack([p[camera][3] for p in pictures]) for camera in CAMERAS},
+        inputs.frames.state[rows],
+        [inputs.frames.tasks[i] for i in inputs.frames.task_index[rows]],
+        np.zeros((2, *player.noise_shape), np.float32),
+    )
+    (played,) = seen
+    assert not torch.equal(learnt.language[0], learnt.language[1])
+    torch.testing.assert_close(played.language, learnt.language)
+    torch.testing.assert_close(played.state, learnt.state)
+    torch.testing.assert_close(played.features, learnt.features.float(), rtol=1e-2, atol=1e-2)  # kept as float16
 
 
 def test_critic_judges_fewer_actions_than_the_policy_predicts(

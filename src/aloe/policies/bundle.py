@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from draccus.utils import DecodingError
 from jaxtyping import Float, Float32, UInt8
@@ -40,6 +41,7 @@ from aloe.policies.flow import (
     family_of,
     feature_dim,
     image_batch,
+    language_features,
     noise_shape,
     sample_chunks,
     seen_cameras,
@@ -241,6 +243,14 @@ class Tower:
     def encode(self, images: dict[str, UInt8[ndarray, "B h w 3"]]) -> Float[Tensor, "B CT D"]:
         """Features of every camera's pictures (at least one), `image_tokens` rows a camera."""
         return encode_images(self.bundle.policy.eval(), image_batch(images, self.device), self.image_tokens)
+
+    def words(self, tasks: list[str]) -> Float[Tensor, "B L"]:
+        """The instructions, a vector each. A prompt may hold more, pi0.5's for one the state: here that is zero, so that an
+        instruction is one vector, in training, at play and on fresh episodes."""
+        feature = self.bundle.policy.config.robot_state_feature
+        assert feature is not None
+        state = np.zeros((len(tasks), *feature.shape), np.float32)
+        return language_features(self.bundle.policy, observe(self.bundle, {}, state, tasks))
 
 
 def check_sees_all(bundle: PolicyBundle, cameras: Collection[str]) -> None:

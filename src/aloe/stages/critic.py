@@ -17,7 +17,7 @@ from aloe.experience.cache import Cache, FeatureCache, FrameCache
 from aloe.experience.schema import Experience, Frames, digest_of
 from aloe.experience.windows import WindowConfig, Windows, make_windows
 from aloe.policies.bundle import PolicyBundle, Tower, check_sees_all
-from aloe.policies.flow import chunk_shape, language_dim, language_features, seen_cameras
+from aloe.policies.flow import chunk_shape, language_dim, seen_cameras
 from aloe.policies.sampling import SHARD, sample_all_chunks
 from aloe.policies.train import ActorRows
 from aloe.stages.actor import EXPERIENCE, policy_rows
@@ -80,10 +80,7 @@ def observation_source(inputs: EvaluationInputs) -> ObservationSource:
     pictures = FrameCache(inputs.cache, inputs.store)
     rows = policy_rows(tower.bundle, frames, pictures)
     state = rows.inputs[OBS_STATE]
-    # One vector a task, from its first frame: a prompt may hold more than the instruction, pi0.5's for one the state.
-    first = np.array([np.argmax(frames.task_index == task) for task in range(len(frames.tasks))])
-    of_task = language_features(tower.bundle.policy, {key: value[first] for key, value in rows.inputs.items()})
-    language = of_task[torch.from_numpy(frames.task_index)]
+    language = tower.words(frames.tasks)[torch.from_numpy(frames.task_index)]
     features = None
     if inputs.store.cameras:
         features = FeatureCache(inputs.cache, tower.key, pictures, (tower.image_tokens, tower.feature_dim))

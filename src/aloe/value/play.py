@@ -8,7 +8,7 @@ from lerobot.utils.constants import OBS_STATE
 from numpy import ndarray
 
 from aloe.policies.bundle import PolicyBundle, Tower, observe
-from aloe.policies.flow import chunk_shape, language_features, noise_shape, sample_chunks
+from aloe.policies.flow import chunk_shape, noise_shape, sample_chunks
 from aloe.returns import Aggregation, aggregate
 from aloe.value.critic import ChunkCritic, Observations
 
@@ -43,11 +43,11 @@ class BestOfPlayer:
         noise: Float32[ndarray, "W M H N"],
     ) -> Float32[ndarray, "W H A"]:
         chunks = sample_chunks(self.bundle.policy, observe(self.bundle, images, state, tasks), torch.from_numpy(noise))
-        tower = self.tower.bundle
-        seen = observe(tower, images, state, tasks)
         features = self.tower.encode(images) if images else torch.zeros(len(state), 0, self.tower.feature_dim)
         observations = Observations(
-            features=features, state=seen[OBS_STATE], language=language_features(tower.policy, seen)
+            features=features,
+            state=observe(self.tower.bundle, {}, state, tasks)[OBS_STATE],
+            language=self.tower.words(tasks),
         )
         judged = chunks[:, :, : self.critic.shape.horizon]
         q = aggregate(self.critic.of_samples(observations, judged).cpu(), self.aggregation, self.std_weight)  # (W, M)
