@@ -104,6 +104,14 @@ def test_tokens_that_a_new_policy_does_not_make_of_a_picture(complaint, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("method", ["awr", "recap"])
+def test_bins_of_a_return_that_may_be_endless(complaint, tmp_path, method):
+    endless = "--window.timeout", "bootstrap", "--window.chunk-discount", 1
+    line = complaint("run", "--output-dir", tmp_path / "out", "--method", method, *endless)
+    assert_says(line, "no lowest return", "a discount below 1", "--window.timeout failure")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_camera(complaint, tmp_path):
     line = complaint("demos", "--output-dir", tmp_path / "out", "--world.cameras", "ceiling")
     assert_says(line, "'ceiling'", "topview", "behindGripper")

@@ -120,19 +120,26 @@ def test_critics_are_judged_on_episodes_that_they_were_not_trained_on(
     data: Path, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learnt: list[np.ndarray] = []
-    fit = stages.critic_stage
+    fit, judge = stages.critic_stage, stages.trust_stage
 
     def watched(data, *rest, **more) -> None:
         learnt.append(data.windows.has_target)
         fit(data, *rest, **more)
 
+    def compared(fresh, facts, inputs, *rest, **more) -> dict[str, Any]:
+        learnt.append(inputs.windows.ended)  # whose returns are those that were seen
+        return judge(fresh, facts, inputs, *rest, **more)
+
     monkeypatch.setattr(stages, "critic_stage", watched)
+    monkeypatch.setattr(stages, "trust_stage", compared)
     folder = run()
     frames = with_roots(None, {n: RootConfig(root=data / n) for n in ("demos", "rollouts")}).columns()
     held_out = stages.held_out(frames, 0.4)
     assert 0 < len(held_out) < 11
-    np.testing.assert_array_equal(learnt[0] & np.isin(frames.episode, held_out), False)
-    assert learnt[0].any()
+    assert len(learnt) == 2
+    for rows in learnt:
+        np.testing.assert_array_equal(rows & np.isin(frames.episode, held_out), False)
+        assert rows.any()
     trust = json.loads((folder / "rounds/001/trust.json").read_text())
     assert trust["numbers"]["episodes"] == len(held_out)
     assert trust["numbers"]["value_rank_correlation"] is not None

@@ -103,6 +103,12 @@ class RunConfig:
             raise ValueError("--rename is for recorded cameras; a world's pictures have the policy's names")
         if self.rounds < 0 or self.seed < 0 or self.workers < 1:
             raise ValueError("--rounds and --seed must not be negative, --workers at least 1")
+        endless = self.window.timeout == "bootstrap" and self.window.discount == 1
+        if self.method in ("awr", "recap") and endless:
+            raise ValueError(
+                f"{self.method} divides the range of returns into bins, and with --window.timeout bootstrap and "
+                "--window.chunk-discount 1 there is no lowest return; give a discount below 1, or --window.timeout failure"
+            )
         if self.method == "qc":
             qc.check_options(self.fit)
         if self.method == "aloe" and self.fit.target_samples > self.aloe.samples:

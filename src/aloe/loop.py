@@ -250,6 +250,7 @@ class Circle:
         config, run, version = self.config, self.run, index - 1
         learnt = self._inputs(bundle)
         if config.offline:
+            learnt = replace(learnt, windows=offline.without(learnt, self._held_out))
             judged = View(self.experience, episodes=self._held_out[-config.trust.episodes :])
             facts = stages.facts_of(judged.columns())
         else:

@@ -69,6 +69,7 @@ def look(run: RunFolder, index: int, experience: Experience, rename: dict[str, s
 
 
 def without(inputs: stages.EvaluationInputs, held_out: list[int]) -> Windows:
-    """The windows of which critics are trained on none that begins in a held-out episode."""
-    windows = inputs.windows
-    return dataclasses.replace(windows, has_target=windows.has_target & ~np.isin(inputs.frames.episode, held_out))
+    """The windows, those that begin in a held-out episode without target and return: critics are trained on none of them,
+    nor are their returns among those that were seen."""
+    windows, kept = inputs.windows, ~np.isin(inputs.frames.episode, held_out)
+    return dataclasses.replace(windows, has_target=windows.has_target & kept, ended=windows.ended & kept)

@@ -1,8 +1,9 @@
 """`aloe rank`: would the critic have picked the best policy version of a run?
 
 For every version, critics are trained from scratch *under that version* on the run's whole store, and say what the
-version is worth in the start states of the evaluation, which training has not seen. That is compared with what the
-evaluation measured. Beside the chunk critics stand two estimators with the same network on the same data:
+version is worth in the start states of the evaluation's first `--trust.episodes` episodes, which training has not seen.
+That is compared with what the whole evaluation measured. Beside the chunk critics stand two estimators with the same
+network on the same data:
 
     aloe         the run's own fit: chunked temporal differences under the policy
     monte-carlo  the same critics regressed on the returns of the buffer: how good its old mixture of policies was

@@ -205,15 +205,6 @@ def test_tail_is_one_of_the_policys_own_chunks_from_that_state(data: CriticData)
     assert tail(data, rows, FitConfig(tail_fill="zero"), generator_for(0)) is None
 
 
-def test_targets_do_not_depend_on_what_fills_the_tail(data: CriticData) -> None:
-    state = make_state()
-    targets = [
-        td_target(state, data, ALL[data.windows.has_target], FitConfig(tail_fill=fill), DISCOUNT)
-        for fill in ("policy", "zero")
-    ]
-    assert torch.equal(*targets)
-
-
 @pytest.mark.parametrize("how", ["mean", "min", "mean-std"])
 def test_every_aggregation_reaches_the_target(data: CriticData, how: str) -> None:
     config = FitConfig(target_aggregation=how, target_samples=1, std_weight=0.5, clamp_targets=False)
@@ -328,6 +319,16 @@ def test_advantage_is_the_executed_chunk_against_the_policys_own(data: CriticDat
         np.testing.assert_allclose(result.q[frame], q[0].detach().numpy(), atol=1e-5)
         assert result.value[frame] == pytest.approx(float(value.detach()), abs=1e-5)
         assert result.advantage[frame] == pytest.approx(float((aggregate(q, how)[0] - value).detach()), abs=1e-5)
+
+
+@pytest.mark.parametrize("fill", ["policy", "zero"])
+def test_executed_chunk_at_an_end_is_judged_with_the_tail_of_training(data: CriticData, fill: str) -> None:
+    critic = make_state().critic
+    result = evaluate_windows(critic, data, FitConfig(tail_fill=fill))
+    for frame in (3, 6):  # of which the first action alone was executed
+        past = torch.from_numpy(data.samples[frame, 0, 1]) if fill == "policy" else torch.zeros_like(data.action[0])
+        q = critic(data.observations(np.array([frame])), torch.stack([data.action[frame], past])[None])
+        np.testing.assert_allclose(result.q[frame], q[0].detach().numpy(), atol=1e-5)
 
 
 def test_advantages_do_not_depend_on_the_batch_size(data: CriticData) -> None:
