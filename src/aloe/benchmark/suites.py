@@ -166,7 +166,7 @@ def method_config(suite: Suite, method: str, seed: int) -> RunConfig:
 
 
 BUDGET: Final[dict[str, Any]] = {
-    "sft": {"steps": 2000, "batch_size": 128},
+    "sft": {"batch_size": 128},
     "improve": {"steps": 1000, "batch_size": 128, "learning_rate": 5e-4},
     "fit": {"steps": 500},
     "aloe": {"samples": 4},
@@ -179,21 +179,30 @@ BUDGET: Final[dict[str, Any]] = {
 """What every suite gives to every method."""
 
 PICTURES: Final[dict[str, Any]] = {
-    "sft": {"steps": 3000, "batch_size": 128},
     "improve": BUDGET["improve"] | {"steps": 2000},
     "rounds": 3,
 }
 """What pictures have instead: it takes more to learn to see, and a round costs several times as much."""
 
 TASKS: Final[dict[str, dict[str, Any]]] = {
-    "precision": {"world": {"task": "peg-insert-side-v3"}, "demos": {"state": 5, "pictures": 20}},
-    "assembly": {"world": {"task": "assembly-v3"}, "demos": {"state": 5, "pictures": 50}},
+    "precision": {
+        "world": {"task": "peg-insert-side-v3"},
+        "demos": {"state": 5, "pictures": 20},
+        "clone_steps": {"state": 2000, "pictures": 3000},
+    },
+    "assembly": {
+        "world": {"task": "assembly-v3"},
+        "demos": {"state": 5, "pictures": 40},
+        "clone_steps": {"state": 2000, "pictures": 9000},
+    },
     "instructions": {
         "world": {"task": "reach-v3", "also": ("pick-place-v3", "reach-wall-v3", "pick-place-wall-v3")},
         "demos": {"state": 3, "pictures": 15},  # of each task
+        "clone_steps": {"state": 2000, "pictures": 3000},
     },
 }
-"""The numbers of every suite. Demonstrations are to be so many that a clone wins a fifth to a half of its episodes.
+"""The numbers of every suite. Demonstrations are to be so many that a clone wins a fifth to a half of its episodes, and
+its steps so many that more of them do not raise it: otherwise a method is also judged by how long it trains.
 What is not here is `RunConfig`'s default."""
 
 WORKERS: Final = 4
@@ -239,7 +248,7 @@ def find_suite(name: str) -> Suite:
         world=MetaWorldConfig(**numbers["world"], observations=observations),
         demos=DemosConfig(episodes=numbers["demos"][observations]),
         policy=PolicyConfig(**numbers["policy"]),
-        sft=ActorConfig(**numbers["sft"]),
+        sft=ActorConfig(steps=numbers["clone_steps"][observations], **numbers["sft"]),
         collect=CollectConfig(**numbers["collect"]),
         human=GRADES[numbers["human"]],
         fit=FitConfig(**numbers["fit"]),
