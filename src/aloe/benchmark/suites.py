@@ -172,7 +172,6 @@ BUDGET: Final[dict[str, Any]] = {
     "aloe": {"samples": 4},
     "human": "ordinary",
     "policy": {"execute": 2},
-    "rounds": 5,
     "collect": {"episodes": 60},
     "eval": {"episodes": 100},
 }
@@ -180,25 +179,27 @@ BUDGET: Final[dict[str, Any]] = {
 
 PICTURES: Final[dict[str, Any]] = {
     "improve": BUDGET["improve"] | {"steps": 2000},
-    "rounds": 3,
 }
-"""What pictures have instead: it takes more to learn to see, and a round costs several times as much."""
+"""What pictures have instead: it takes more to learn to see."""
 
 TASKS: Final[dict[str, dict[str, Any]]] = {
     "precision": {
         "world": {"task": "peg-insert-side-v3"},
         "demos": {"state": 5, "pictures": 20},
         "clone_steps": {"state": 2000, "pictures": 3000},
+        "rounds": {"state": 5, "pictures": 5},
     },
     "assembly": {
         "world": {"task": "assembly-v3"},
         "demos": {"state": 5, "pictures": 40},
         "clone_steps": {"state": 2000, "pictures": 9000},
+        "rounds": {"state": 5, "pictures": 3},
     },
     "instructions": {
         "world": {"task": "reach-v3", "also": ("pick-place-v3", "reach-wall-v3", "pick-place-wall-v3")},
         "demos": {"state": 3, "pictures": 15},  # of each task
         "clone_steps": {"state": 2000, "pictures": 3000},
+        "rounds": {"state": 5, "pictures": 3},
     },
 }
 """The numbers of every suite. Demonstrations are to be so many that a clone wins a fifth to a half of its episodes, and
@@ -244,7 +245,7 @@ def find_suite(name: str) -> Suite:
         observations, numbers = "pictures", numbers | PICTURES
     config = RunConfig(
         workers=WORKERS,
-        rounds=numbers["rounds"],
+        rounds=numbers["rounds"][observations],
         world=MetaWorldConfig(**numbers["world"], observations=observations),
         demos=DemosConfig(episodes=numbers["demos"][observations]),
         policy=PolicyConfig(**numbers["policy"]),
