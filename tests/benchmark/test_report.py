@@ -13,7 +13,7 @@ from aloe.benchmark.critics import critics_section
 from aloe.benchmark.overview import OVERVIEW, overview_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
-from aloe.benchmark.suites import ABLATION, QUESTIONS
+from aloe.benchmark.suites import ABLATION, QUESTIONS, find_suite
 from aloe.benchmark.tables import check_comparable, methods_of, origin_section, suite_section
 
 ROOT = Path(__file__).parents[2]
@@ -392,5 +392,5 @@ def test_the_readme_says_what_the_results_do():
         for method, said in zip(("filtered", "dagger", "aloe"), others, strict=True):
             cells = found[found["method"] == method]
             assert cells["seed"].nunique() == seeds
-            assert said == round(cells.loc[cells["round"] == (5 if suite.endswith("-state") else 3), "success"].mean())
+            assert said == round(cells.loc[cells["round"] == find_suite(suite).config.rounds, "success"].mean())
             assert clone == pytest.approx(cells.loc[cells["round"] == 0, "success"].mean(), abs=1)
