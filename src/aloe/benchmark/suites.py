@@ -193,7 +193,7 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
         "world": {"task": "assembly-v3"},
         "demos": {"state": 5, "pictures": 40},
         "clone_steps": {"state": 2000, "pictures": 9000},
-        "rounds": {"state": 5, "pictures": 3},
+        "rounds": {"state": 5, "pictures": 5},
     },
     "instructions": {
         "world": {"task": "reach-v3", "also": ("pick-place-v3", "reach-wall-v3", "pick-place-wall-v3")},
