@@ -36,6 +36,10 @@ _PRESENT: Final = slice(0, 18)
 _GOAL: Final = slice(36, 39)
 _FAUCETS: Final = frozenset({"faucet-open-v3", "faucet-close-v3"})
 """Tasks whose goal follows from the object and the instruction, and would give the instruction away."""
+_GOAL_RADIUS: Final = 0.04
+"""Of a goal's ball as drawn in scenes that several tasks share, in metres."""
+_PUCK_SIZE: Final = (0.02, 0.02, 0.02)
+"""Radius (twice) and half height of a puck as drawn there, in metres."""
 CAMERAS: Final = ("topview", "corner", "corner2", "corner3", "behindGripper", "gripperPOV")
 
 INSTRUCTIONS: Final[dict[str, str]] = {
@@ -100,7 +104,7 @@ class MetaWorldConfig:
     """Name of the task, with its version: any of Meta-World's 50."""
     also: tuple[str, ...] = ()
     """More tasks, told apart by their instruction: episodes take turns. What else would tell them apart in a scene that
-    they share (the goals' colours, where the faucet stands) is the same for all."""
+    they share (how goals and pucks look, where the faucet stands) is the same for all."""
     observations: Literal["pictures", "state"] = "pictures"
     """What the policy sees besides its gripper: the cameras' pictures, or the simulator's object state in
     `observation.state` and no picture at all, for fast studies (nothing is rendered)."""
@@ -238,6 +242,8 @@ class MetaWorld(gymnasium.Env[dict[str, Any], NDArray[np.float32]]):
         for camera, (size, _) in self.config.camera_sizes.items():
             renderer = scene.renderer = scene.renderer or _fast_renderer(scene.sim.model, size)
             renderer.update_scene(scene.sim.data, camera=camera)
+            if scene.puck is not None:
+                _draw_as_every_puck(renderer.scene, scene.puck)
             pictures[f"observation.images.{camera}"] = renderer.render()
         return pictures
 
@@ -311,8 +317,11 @@ class _Scene:
         sim._set_task_called = True
         sim.max_path_length = 10**9  # the world owns the time-out
         speed_up(sim)
+        self.puck: int | None = None
+        """The geom of a puck in a scene that several tasks may share."""
         if config.also:
             _hide_which_task(sim, task)
+            self.puck = _mark_puck(sim.model)
         self.colours: Colours | None = None
         if config.perturbation == "unseen":
             start_outside(sim)
@@ -323,14 +332,37 @@ class _Scene:
 
 
 def _hide_which_task(sim: Any, task: str) -> None:
-    """Takes out of a scene what would name its task where the words should: in the pictures goals have the same colour
-    in all tasks, and faucets, which turn up in the same places, none."""
+    """Takes out of a scene what would name its task where the words should: in the pictures goals look the same in all
+    tasks, and faucets, which turn up in the same places, have none.
+
+    What the words speak of has to be seen, too. Of Meta-World's own goals, balls of 1 to 2 cm radius in the colours of arm
+    and table, a policy learns from pictures of 64 px not where they are.
+    """
     for i in range(sim.model.nsite):
         site = sim.model.site(i)
         if site.name.startswith("goal"):
-            site.rgba[:] = (0.8, 0.0, 0.0, 0.0 if task in _FAUCETS else 1.0)
+            site.rgba[:] = (0.0, 0.8, 0.0, 0.0 if task in _FAUCETS else 1.0)
+            site.size[:] = _GOAL_RADIUS
     if task in _FAUCETS:
         sim._random_reset_space.low[0], sim._random_reset_space.high[0] = -0.05, 0.05  # faucet-open's own range
+
+
+def _mark_puck(model: Any) -> int | None:
+    """Paints the puck, dark red on a brown table, yellow: its geom; None: there is none."""
+    shapes: Any = mujoco.mjtGeom  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
+    for i in range(model.ngeom):
+        if model.geom(i).name == "objGeom" and model.geom_type[i] == shapes.mjGEOM_CYLINDER:
+            model.geom_matid[i], model.geom_rgba[i] = -1, (1.0, 0.9, 0.0, 1.0)
+            return i
+    return None
+
+
+def _draw_as_every_puck(scene: Any, puck: int) -> None:
+    """In the picture alone: a puck of another size (reach-wall's) would name its task."""
+    kinds: Any = mujoco.mjtObj  # pyright: ignore[reportAttributeAccessIssue] - missing in mujoco's stubs
+    for geom in scene.geoms[: scene.ngeom]:
+        if geom.objtype == kinds.mjOBJ_GEOM and geom.objid == puck:
+            geom.size[:] = _PUCK_SIZE
 
 
 def _seen_now(sim: Any) -> NDArray[np.float64]:
