@@ -335,8 +335,8 @@ def _hide_which_task(sim: Any, task: str) -> None:
     """Takes out of a scene what would name its task where the words should: in the pictures goals look the same in all
     tasks, and faucets, which turn up in the same places, have none.
 
-    What the words speak of has to be seen, too. Of Meta-World's own goals, balls of 1 to 2 cm radius in the colours of arm
-    and table, a policy learns from pictures of 64 px not where they are.
+    What the words speak of has to be seen, too. Of Meta-World's own goals, balls of 0.5 to 2 cm radius, a policy hardly
+    learns from pictures of 64 px where they are (`benchmarks/goal.py`).
     """
     for i in range(sim.model.nsite):
         site = sim.model.site(i)
