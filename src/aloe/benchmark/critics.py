@@ -24,6 +24,7 @@ _COLUMNS: Final[dict[str, tuple[str, Callable[[Numbers], float | None]]]] = {
     "rank correlation of V": (".2f", lambda n: n.get("value_rank_correlation")),
     "in the starts alone": (".2f", lambda n: n.get("start_rank_correlation")),
     "bias of V": ("+.2f", lambda n: n.get("value_bias")),
+    "bias in the starts": ("+.2f", lambda n: n.get("start_bias")),
     "error of V": (".2f", lambda n: n.get("value_mean_absolute_error")),
     "spread and error": ("+.2f", lambda n: n.get("spread_error_correlation")),
     "failures": (".0f", lambda n: n.get("credit_episodes")),
