@@ -197,9 +197,9 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
     },
     "instructions": {
         "world": {"task": "reach-v3", "also": ("pick-place-v3", "reach-wall-v3", "pick-place-wall-v3")},
-        "demos": {"state": 3, "pictures": 15},  # of each task
-        "clone_steps": {"state": 2000, "pictures": 3000},
-        "rounds": {"state": 5, "pictures": 3},  # two more would say less than a clone that has learnt to place
+        "demos": {"state": 3, "pictures": 10},  # of each task
+        "clone_steps": {"state": 2000, "pictures": 6000},
+        "rounds": {"state": 5, "pictures": 5},
     },
 }
 """The numbers of every suite. Demonstrations are to be so many that a clone wins a fifth to a half of its episodes, and
