@@ -166,6 +166,7 @@ def method_config(suite: Suite, method: str, seed: int) -> RunConfig:
 
 
 BUDGET: Final[dict[str, Any]] = {
+    "rounds": 5,
     "sft": {"batch_size": 128},
     "improve": {"steps": 1000, "batch_size": 128, "learning_rate": 5e-4},
     "fit": {"steps": 500},
@@ -187,19 +188,16 @@ TASKS: Final[dict[str, dict[str, Any]]] = {
         "world": {"task": "peg-insert-side-v3"},
         "demos": {"state": 5, "pictures": 20},
         "clone_steps": {"state": 2000, "pictures": 3000},
-        "rounds": {"state": 5, "pictures": 5},
     },
     "assembly": {
         "world": {"task": "assembly-v3"},
         "demos": {"state": 5, "pictures": 40},
         "clone_steps": {"state": 2000, "pictures": 9000},
-        "rounds": {"state": 5, "pictures": 5},
     },
     "instructions": {
         "world": {"task": "reach-v3", "also": ("pick-place-v3", "reach-wall-v3", "pick-place-wall-v3")},
         "demos": {"state": 3, "pictures": 10},  # of each task
         "clone_steps": {"state": 2000, "pictures": 6000},
-        "rounds": {"state": 5, "pictures": 5},
     },
 }
 """The numbers of every suite. Demonstrations are to be so many that a clone wins a fifth to a half of its episodes, and
@@ -245,7 +243,7 @@ def find_suite(name: str) -> Suite:
         observations, numbers = "pictures", numbers | PICTURES
     config = RunConfig(
         workers=WORKERS,
-        rounds=numbers["rounds"][observations],
+        rounds=numbers["rounds"],
         world=MetaWorldConfig(**numbers["world"], observations=observations),
         demos=DemosConfig(episodes=numbers["demos"][observations]),
         policy=PolicyConfig(**numbers["policy"]),
