@@ -23,7 +23,7 @@ from aloe.benchmark.commands import Benchmark
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import Job, duration, run_benchmark
 from aloe.benchmark.start import StartConfig
-from aloe.benchmark.suites import ABLATION, FLAWLESS, METHODS, SUITES, TASKS, Suite, find_suite, method_config
+from aloe.benchmark.suites import ABLATION, FLAWLESS, METHODS, SHORT, SUITES, TASKS, Suite, find_suite, method_config
 from aloe.config import PRESETS, RunConfig, with_options
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
@@ -433,7 +433,8 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
 
 
 def test_every_task_is_a_suite_with_pictures_and_one_with_state():
-    assert sorted(SUITES) == sorted([*TASKS, *(f"{task}-state" for task in TASKS), FLAWLESS, ABLATION])
+    tasks = [f"{task}{kind}" for task in TASKS for kind in ("", "-state", SHORT)]
+    assert sorted(SUITES) == sorted([*tasks, FLAWLESS, ABLATION])
     for task in TASKS:
         pictures, state = find_suite(task), find_suite(f"{task}-state")
         assert (pictures.name, state.name) == (task, f"{task}-state")
@@ -460,6 +461,16 @@ def test_the_flawless_suite_differs_from_precision_in_the_human_alone():
     flawless, precision = find_suite(FLAWLESS).config, find_suite("precision-state").config
     assert (flawless.human.takeovers, flawless.human.action_noise, flawless.human.miss_probability) == (None, 0, 0)
     assert dataclasses.replace(flawless, human=precision.human) == precision
+
+
+def test_a_short_suite_differs_from_its_task_in_the_length_of_chunks_alone():
+    for task in TASKS:
+        short, usual = find_suite(f"{task}{SHORT}"), find_suite(f"{task}-state")
+        window = short.config.window
+        assert (window.horizon, short.config.policy.execute) == (4, 2)
+        assert window.chunk_discount**2 == pytest.approx(usual.config.window.chunk_discount)  # of 8 steps
+        assert dataclasses.replace(short.config, window=usual.config.window) == usual.config
+        assert dataclasses.replace(short, name=usual.name, config=usual.config) == usual
 
 
 def test_an_unknown_suite_is_named():

@@ -213,7 +213,16 @@ ABLATION: Final = "ablations-state"
 FLAWLESS: Final = "flawless-state"
 """The precision task with state observations under a human who never errs and takes over without limit."""
 
-SUITES: Final = (*(f"{task}-state" for task in TASKS), *TASKS, FLAWLESS, ABLATION)
+SHORT: Final = "-short-state"
+"""Ends the name of a task's suite with state observations and chunks of four actions instead of eight, for all methods."""
+
+SUITES: Final = (
+    *(f"{task}-state" for task in TASKS),
+    *TASKS,
+    *(f"{task}{SHORT}" for task in TASKS),
+    FLAWLESS,
+    ABLATION,
+)
 
 
 def find_suite(name: str) -> Suite:
@@ -237,6 +246,9 @@ def find_suite(name: str) -> Suite:
     if name == FLAWLESS:
         precision = find_suite("precision-state").config
         return Suite(name=name, config=replace(precision, human=GRADES["expert"]), perturbations=())
+    if name.endswith(SHORT):
+        usual = find_suite(name.removesuffix(SHORT) + "-state")
+        return replace(usual, name=name, config=_horizon(4, execute=2)(usual.config))
     task = name.removesuffix("-state")
     observations, numbers = "state", BUDGET | TASKS[task]
     if name == task:
