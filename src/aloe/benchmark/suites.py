@@ -52,6 +52,10 @@ METHODS: Final[dict[str, Variant]] = {
     # All successes weigh alike: the critics only choose while collecting.
     "aloe-even": _with(method="aloe", aloe__beta_scale=1e6),
     "aloe-whole": _with(method="aloe", **WHOLE_CHUNKS),
+    # What one round of the ablations speaks for, alone and together.
+    "aloe-critics-10": _with(method="aloe", critic__critics=10),
+    "aloe-half-corrections": _with(method="aloe", sources__corrections=0.5),
+    "aloe-both": _with(method="aloe", critic__critics=10, sources__corrections=0.5),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 
