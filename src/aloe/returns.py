@@ -2,8 +2,8 @@
 
 All follow one convention. A chunk of H actions starts at step t; `reward[:, k]` is r_{t+k}, already scaled. Steps after
 the end of the episode carry reward 0. The discount is per environment step. `terminated` says that the episode ended
-inside the chunk (success, failure, or the human's cut), so that nothing follows; a chunk that merely stops because the
-recording stopped (`truncated`) is not terminated, and bootstraps.
+inside the chunk (success, failure, or the human's cut), so that nothing follows. A chunk within which the recording merely
+stopped (`truncated`) is not terminated either, but has no state to bootstrap from: windows leave it out (`has_target`).
 """
 
 from typing import Literal, assert_never

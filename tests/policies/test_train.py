@@ -130,6 +130,28 @@ def test_training_is_a_function_of_its_key(make):
     assert results[0] != results[2]
 
 
+def test_what_a_policy_counts_along_is_the_same_after_a_stop(make, tmp_path):
+    def counting():
+        bundle = make()
+        bundle.policy.fuse.append(torch.nn.BatchNorm1d(16))
+        return bundle
+
+    config, checkpoint = ActorConfig(steps=6, batch_size=4, save_every=2), tmp_path / "half.safetensors"
+    whole = counting()
+    train_actor(whole, problem(whole), windows(), config, (0,))
+
+    def stop(step: int, values: dict[str, float]) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    stopped, resumed = counting(), counting()
+    with pytest.raises(KeyboardInterrupt):
+        train_actor(stopped, problem(stopped), windows(), config, (0,), checkpoint=checkpoint, log=stop)
+    train_actor(resumed, problem(resumed), windows(), config, (0,), checkpoint=checkpoint)
+    assert whole.policy.state_dict()["fuse.4.num_batches_tracked"] == 6
+    assert weights_of(resumed) == weights_of(whole)
+
+
 def test_training_lowers_the_loss_on_what_it_was_shown(make):
     bundle, losses = make(width=64), []
     data = problem(bundle)

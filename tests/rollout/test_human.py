@@ -50,6 +50,12 @@ def test_comes_when_its_share_of_the_time_is_used():
     assert takeover_step(progress, time_fraction=None, **knobs) is None
 
 
+@pytest.mark.parametrize(("fraction", "step"), [(1.0, 40), (0.95, 40), (0.85, 37)])
+def test_a_slow_human_who_minds_the_time_comes_before_it_is_over(fraction, step):
+    knobs = {"patience_steps": None, "reaction_delay_steps": 3, "max_steps": 40}
+    assert takeover_step(range(1, 41), time_fraction=fraction, **knobs) == step
+
+
 @pytest.mark.parametrize("delay", [0, 1, 4])
 def test_reaction_delays_by_exactly_its_steps(delay):
     still = [0.0] * 30

@@ -69,7 +69,7 @@ def test_value_of_a_state_becomes_the_mean_of_its_returns(tmp_path) -> None:
 
     config = FitConfig(steps=200, batch_size=64, learning_rate=3e-3, warmup=10, save_every=150)
     state = distribution(32)
-    state.set_range(-1.0, 0.0)
+    state.set_range(-0.5, 0.0)  # of an earlier round, which knew of nothing worse
     fit_distribution(state, windows, see, config, (0,), checkpoint=tmp_path / "half")
     value = evaluate_states(state, len(frames), see)
     assert np.abs(value[0::2] + 1).max() < 0.05  # always -1

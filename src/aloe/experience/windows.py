@@ -36,9 +36,11 @@ class WindowConfig:
     """Steps that a failure costs besides the penalty, whenever it comes, so that a human who cuts a hopeless episode
     short does not make it cheaper; None: the steps until it came (paper)."""
     timeout: Literal["failure", "bootstrap"] = "failure"
-    """Whether running out of time counts as a failure (paper) or the value is bootstrapped from there."""
+    """Whether running out of time counts as a failure (paper) or as no end. bootstrap: critics learn nothing from the last
+    windows before it, and the windows before those bootstrap into states whose value nothing has taught."""
     cut: Literal["failure", "bootstrap"] = "failure"
-    """Whether a policy's fragment that the human cut short ended in failure there (paper) or merely stopped."""
+    """Whether a policy's fragment that the human cut short ended in failure there (paper) or merely stopped, as for
+    `timeout`."""
 
     def __post_init__(self) -> None:
         if self.horizon < 1:

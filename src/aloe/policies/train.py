@@ -143,7 +143,10 @@ def train_actor(
     with trainable(policy, config, key):
         optimizer = numbers.optimizer(policy)
         # What is frozen need not be kept; of three billion weights, LoRA trains a few millions.
-        modules = {"policy": nn.ParameterList(p for p in policy.parameters() if p.requires_grad)}
+        modules = {
+            "policy": nn.ParameterList(p for p in policy.parameters() if p.requires_grad),
+            "buffers": _buffers(policy),
+        }
         needed = check_memory(bundle, data, config)  # before an earlier phase's moments take some of it
         optimizers, first = {"optimizer": optimizer}, 0
         if checkpoint is not None and checkpoint.exists():
@@ -166,6 +169,14 @@ def train_actor(
             if checkpoint is not None and (step + 1) % config.save_every == 0:
                 save_state(checkpoint, modules, optimizers, step + 1)
     return None if config.train == "lora" else optimizer
+
+
+def _buffers(policy: nn.Module) -> nn.Module:
+    """The policy's own buffers, of batch norms for example, by number: some are in no `state_dict`, and yet they change."""
+    buffers = nn.Module()
+    for number, buffer in enumerate(policy.buffers()):
+        buffers.register_buffer(str(number), buffer)
+    return buffers
 
 
 def descend(

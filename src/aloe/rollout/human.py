@@ -58,8 +58,8 @@ class HumanConfig:
     """Rise of `world.progress()` (0 to 10) over the best so far that counts as progress."""
     time_fraction: float | None = 0.75
     """Share of the policy's time after which there is an occasion to take over, once; None: never for being
-    late. At 1 the human comes when the time is out, and the policy's last step is a failure instead of a
-    time-out."""
+    late. At 1 the human comes when the time is out, whatever its delay, and the policy's last step is a failure
+    instead of a time-out."""
     reaction_delay_steps: int = 2
     """Steps that the policy still plays between the occasion and the take-over."""
     miss_probability: float = 0.0
@@ -130,10 +130,10 @@ class ScriptedHuman:
         self._fails = False
 
     def wants_control(self, step: int, world: Teachable) -> bool:
-        if self._comes_at is None and self._occasion(step, world.progress()):
+        if self._comes_at is None and (arrival := self._occasion(step, world.progress())) is not None:
             noticed = self._rng.random() >= self.config.miss_probability
             if noticed:
-                self._comes_at = step + self.config.reaction_delay_steps
+                self._comes_at = arrival
         if self._comes_at is None or step < self._comes_at:
             return False
         chance = self.config.failure_probability
@@ -144,7 +144,8 @@ class ScriptedHuman:
         std = FAILING_NOISE if self._fails else self.config.action_noise
         return noisy(world.expert_action(), std, self._rng)
 
-    def _occasion(self, step: int, progress: float) -> bool:
+    def _occasion(self, step: int, progress: float) -> int | None:
+        """The step at which the human comes if it notices that there is an occasion now; None: there is none."""
         config = self.config
         if progress >= self._best_progress + config.min_progress:
             self._best_progress, self._waiting_since = progress, step
@@ -153,7 +154,10 @@ class ScriptedHuman:
             self._waiting_since = step
         late = config.time_fraction is not None and not self._was_late and step >= config.time_fraction * self.max_steps
         self._was_late = self._was_late or late
-        return stuck or late
+        arrival = step + config.reaction_delay_steps
+        if late:  # who waits for the end is not too late for it
+            return min(arrival, self.max_steps)
+        return arrival if stuck else None
 
 
 def noisy(action: Float32[ndarray, "A"], std: float, rng: np.random.Generator) -> Float32[ndarray, "A"]:

@@ -26,15 +26,13 @@ from aloe.value.fit import FitConfig
 def new_value(
     inputs: EvaluationInputs, config: CriticConfig, fit: FitConfig, bins: int, key: tuple[int | str, ...]
 ) -> ReturnDistribution:
-    """A fresh value over the returns possible in this store, on the tower's device; its weights a function of `key`."""
+    """A fresh value on the tower's device; its weights a function of `key`."""
     shape = observation_shape(inputs.tower, horizon=0)
     with torch.random.fork_rng():
         torch.manual_seed(generator_for(*key).initial_seed())
         # Separate trunks are for several critics.
         network = ChunkCritic(replace(config, critics=1, trunks="shared"), shape, outputs=bins)
-    state = ReturnDistribution(network.to(inputs.tower.device), fit, bins)
-    state.set_range(*inputs.windows.return_range)
-    return state
+    return ReturnDistribution(network.to(inputs.tower.device), fit, bins)
 
 
 def value_stage(

@@ -25,7 +25,7 @@ from aloe.value.fit import FitConfig, ObservationSource, descend
 class ReturnDistribution:
     """The value network with its optimizer; carried from round to round.
 
-    The bins divide `return_range` of the first round evenly; `range` is kept with the weights.
+    The bins divide the `return_range` of what it last learnt from evenly; `range` is kept with the weights.
     """
 
     def __init__(self, network: ChunkCritic, config: FitConfig, bins: int) -> None:
@@ -78,6 +78,8 @@ def fit_distribution(
     rows = np.flatnonzero(windows.ended)
     if not len(rows):
         raise ValueError("no return is known: no fragment ended in success or failure; label the episodes' outcome")
+    # Not that of an earlier round, which may have known shorter episodes only.
+    state.set_range(*windows.return_range)
     first = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
     state.network.train()
     draw = BatchDraw(rows, shares)
