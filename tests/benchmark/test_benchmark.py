@@ -23,7 +23,17 @@ from aloe.benchmark.commands import Benchmark
 from aloe.benchmark.results import COLUMNS, Results
 from aloe.benchmark.runner import Job, duration, run_benchmark
 from aloe.benchmark.start import StartConfig
-from aloe.benchmark.suites import ABLATION, FLAWLESS, METHODS, SHORT, SUITES, TASKS, Suite, find_suite, method_config
+from aloe.benchmark.suites import (
+    ABLATION,
+    FLAWLESS,
+    METHODS,
+    OTHERWISE,
+    SUITES,
+    TASKS,
+    Suite,
+    find_suite,
+    method_config,
+)
 from aloe.config import PRESETS, RunConfig, with_options
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
@@ -432,7 +442,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
 
 
 def test_every_task_is_a_suite_with_pictures_and_one_with_state():
-    tasks = [f"{task}{kind}" for task in TASKS for kind in ("", "-state", SHORT)]
+    tasks = [f"{task}{kind}" for task in TASKS for kind in ("", "-state", *OTHERWISE)]
     assert sorted(SUITES) == sorted([*tasks, FLAWLESS, ABLATION])
     for task in TASKS:
         pictures, state = find_suite(task), find_suite(f"{task}-state")
@@ -462,9 +472,17 @@ def test_the_flawless_suite_differs_from_precision_in_the_human_alone():
     assert dataclasses.replace(flawless, human=precision.human) == precision
 
 
+def test_a_reactive_suite_differs_from_its_task_in_the_executed_actions_alone():
+    for task in TASKS:
+        reactive, usual = find_suite(f"{task}-reactive-state"), find_suite(f"{task}-state")
+        assert (reactive.config.policy.execute, usual.config.policy.execute) == (1, 2)
+        assert dataclasses.replace(reactive.config, policy=usual.config.policy) == usual.config
+        assert dataclasses.replace(reactive, name=usual.name, config=usual.config) == usual
+
+
 def test_a_short_suite_differs_from_its_task_in_the_length_of_chunks_alone():
     for task in TASKS:
-        short, usual = find_suite(f"{task}{SHORT}"), find_suite(f"{task}-state")
+        short, usual = find_suite(f"{task}-short-state"), find_suite(f"{task}-state")
         window = short.config.window
         assert (window.horizon, short.config.policy.execute) == (4, 2)
         assert window.chunk_discount**2 == pytest.approx(usual.config.window.chunk_discount)  # of 8 steps

@@ -217,13 +217,17 @@ ABLATION: Final = "ablations-state"
 FLAWLESS: Final = "flawless-state"
 """The precision task with state observations under a human who never errs and takes over without limit."""
 
-SHORT: Final = "-short-state"
-"""Ends the name of a task's suite with state observations and chunks of four actions instead of eight, for all methods."""
+OTHERWISE: Final[dict[str, Variant]] = {
+    "-short-state": _horizon(4, execute=2),
+    "-reactive-state": _with(policy__execute=1),
+}
+"""Other suites of each task with state observations: how their names end, and what differs for all methods: chunks of four
+actions instead of eight; a look after every action instead of every second."""
 
 SUITES: Final = (
     *(f"{task}-state" for task in TASKS),
     *TASKS,
-    *(f"{task}{SHORT}" for task in TASKS),
+    *(f"{task}{ending}" for ending in OTHERWISE for task in TASKS),
     FLAWLESS,
     ABLATION,
 )
@@ -250,9 +254,10 @@ def find_suite(name: str) -> Suite:
     if name == FLAWLESS:
         precision = find_suite("precision-state").config
         return Suite(name=name, config=replace(precision, human=GRADES["expert"]), perturbations=())
-    if name.endswith(SHORT):
-        usual = find_suite(name.removesuffix(SHORT) + "-state")
-        return replace(usual, name=name, config=_horizon(4, execute=2)(usual.config))
+    for ending, variant in OTHERWISE.items():
+        if name.endswith(ending):
+            usual = find_suite(name.removesuffix(ending) + "-state")
+            return replace(usual, name=name, config=variant(usual.config))
     task = name.removesuffix("-state")
     observations, numbers = "state", BUDGET | TASKS[task]
     if name == task:
