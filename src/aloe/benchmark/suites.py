@@ -40,6 +40,8 @@ METHODS: Final[dict[str, Variant]] = {
     "sft": _with(method="sft"),
     "dagger": _with(method="dagger"),
     "filtered": _with(method="filtered"),
+    # What ALOE's weights do most visibly, without critics: early on they are mostly the human's.
+    "filtered-half-corrections": _with(method="filtered", sources__corrections=0.5),
     "awr": _with(method="awr"),
     "awr-filtered": _with(method="awr", awr__failed_share=0.0),
     "recap": _with(method="recap"),
