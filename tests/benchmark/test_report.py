@@ -14,9 +14,12 @@ from aloe.benchmark.overview import OVERVIEW, overview_section
 from aloe.benchmark.report import replace_section, write_report
 from aloe.benchmark.results import COLUMNS, PLAIN, Results
 from aloe.benchmark.suites import ABLATION, QUESTIONS, find_suite
-from aloe.benchmark.tables import check_comparable, methods_of, origin_section, suite_section
+from aloe.benchmark.tables import check_comparable, difference, methods_of, origin_section, suite_section
 
 ROOT = Path(__file__).parents[2]
+
+
+REPETITIONS = statistics.REPETITIONS
 
 
 @pytest.fixture(autouse=True)
@@ -384,15 +387,19 @@ def test_the_overviews_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypat
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "aloe"]
 
 
-def test_the_readme_says_what_the_results_do():
+def test_the_readme_says_what_the_results_do(monkeypatch):
+    monkeypatch.setattr(statistics, "REPETITIONS", REPETITIONS)
     lines = re.findall(r"\(`([a-z-]+)`\) \| (.*) \|", (ROOT / "README.md").read_text())
     assert len(lines) == 6
     for suite, numbers in lines:
-        found = Results(ROOT / "results", suite).read()
-        found = found[found["measurement"] == PLAIN].assign(success=lambda r: 100 * r.successes / r.evaluation_episodes)
-        seeds, clone, *others = (int(number) for number in numbers.split(" | "))
+        rows, last = Results(ROOT / "results", suite).read(), find_suite(suite).config.rounds
+        found = rows[rows["measurement"] == PLAIN].assign(success=lambda r: 100 * r.successes / r.evaluation_episodes)
+        *means, over_filtered, over_dagger = numbers.split(" | ")
+        assert over_filtered == difference(rows, "aloe", "filtered", last)
+        assert over_dagger == difference(rows, "aloe", "dagger", last)
+        seeds, clone, *others = (int(mean) for mean in means)
         for method, said in zip(("filtered", "dagger", "aloe"), others, strict=True):
             cells = found[found["method"] == method]
             assert cells["seed"].nunique() == seeds
-            assert said == round(cells.loc[cells["round"] == find_suite(suite).config.rounds, "success"].mean())
+            assert said == round(cells.loc[cells["round"] == last, "success"].mean())
             assert clone == pytest.approx(cells.loc[cells["round"] == 0, "success"].mean(), abs=1)
