@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from aloe.evaluation.calibration import Calibration, by_decile
+from aloe.evaluation.calibration import Calibration, advantage_slope, by_decile
 
 
 def test_calibration_of_four_pairs():
@@ -26,6 +26,28 @@ def test_nothing_to_compare_is_undefined_and_not_zero():
     assert result.count == 0
     assert math.isnan(result.bias)
     assert math.isnan(result.rank_correlation)
+
+
+def test_half_of_the_advantage_comes_true_whatever_the_error_of_v():
+    # V is 0, A is 1 or -1, and half of it comes true. The first of two samples is wrong by 1, uncorrelated with A.
+    executed = np.array([1.0, -1.0, 1.0, -1.0])
+    realised = executed / 2
+    sampled = np.array([[1.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    # cov(Q - V_1, G - V_2) = cov(Q - V_2, G - V_1) = 0.5, cov(Q - V_1, Q - V_2) = 1
+    assert advantage_slope(executed, sampled, realised) == pytest.approx(0.5)
+    # With V the mean of both, the error is on both sides: covariance 0.5 + 0.25, variance 1 + 0.25.
+    value = sampled.mean(1)
+    assert np.polyfit(executed - value, realised - value, 1)[0] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("states", "samples"),
+    [(1, 2), (3, 1), (3, 2)],
+    ids=["one state", "one sample", "no advantage anywhere"],
+)
+def test_where_advantages_do_not_vary_none_can_come_true(states, samples):
+    nothing = np.zeros(states)
+    assert math.isnan(advantage_slope(nothing, np.zeros((states, samples)), np.arange(states)))
 
 
 def test_deciles_go_from_the_lowest_prediction_to_the_highest():

@@ -48,6 +48,32 @@ class Calibration:
         )
 
 
+def advantage_slope(
+    executed: Shaped[ndarray, "N"], sampled: Shaped[ndarray, "N M"], realised: Shaped[ndarray, "N"]
+) -> float:
+    """How much of an advantage comes true: the rise of G - V where A is larger by 1. 1 is right, 0 is noise.
+
+    executed: Q of what was done. sampled: Q of M chunks of the policy there. realised: G, the return that followed.
+
+    A = Q - V and G - V share V, and the error of having drawn but M chunks would alone make a slope of 1 / (M + 1). So V is
+    taken twice, from every other sample, and their errors are independent:
+
+        slope = (cov(Q - V_1, G - V_2) + cov(Q - V_2, G - V_1)) / (2 cov(Q - V_1, Q - V_2))
+
+    NaN with fewer than two samples or two states, and where nothing is left of the advantages but that error.
+    """
+    if min(len(executed), sampled.shape[1]) < 2:
+        return float("nan")
+    values = sampled[:, ::2].mean(1, dtype=np.float64), sampled[:, 1::2].mean(1, dtype=np.float64)
+    (one, other), (left, rest) = ([x.astype(np.float64) - value for value in values] for x in (executed, realised))
+    true = _covariance(one, other)
+    return (_covariance(one, rest) + _covariance(other, left)) / (2 * true) if true > 0 else float("nan")
+
+
+def _covariance(left: Shaped[ndarray, "N"], right: Shaped[ndarray, "N"]) -> float:
+    return float(((left - left.mean()) * (right - right.mean())).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decile:
     """One tenth of the predictions, from the lowest to the highest."""

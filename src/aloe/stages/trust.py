@@ -17,7 +17,7 @@ import pandas as pd
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from aloe.evaluation.calibration import Calibration, by_decile
+from aloe.evaluation.calibration import Calibration, advantage_slope, by_decile
 from aloe.evaluation.credit import credit, failure_step, takeovers
 from aloe.evaluation.health import warnings_of
 from aloe.evaluation.ranking import spearman
@@ -161,6 +161,7 @@ def trust_stage(
         **_prefixed("value", Calibration.of(value[known], realised[known])),
         **_prefixed("chunk", Calibration.of(q[known], realised[known])),
         **_prefixed("start", Calibration.of(value[begins], realised[begins])),
+        "advantage_slope": advantage_slope(q[known], evaluation.q_of_samples[known], realised[known]),
         "spread_error_correlation": spearman(evaluation.q.std(1)[known], error[known]),
         **credit_numbers(value, fresh.frames, facts),
         **takeover_numbers(table["value"].to_numpy(), learnt.frames, version=int(fresh.frames.policy_version.max())),
