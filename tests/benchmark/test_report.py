@@ -19,7 +19,7 @@ from aloe.benchmark.tables import check_comparable, difference, methods_of, orig
 ROOT = Path(__file__).parents[2]
 
 
-REPETITIONS = statistics.REPETITIONS
+REPETITIONS = statistics.REPETITIONS  # of the published intervals
 
 
 @pytest.fixture(autouse=True)
@@ -383,6 +383,7 @@ def test_the_overviews_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypat
     # seed 0 alone: 30 of 100, then 40 and 90
     curves = {line.get_label(): line.get_xydata().tolist() for line in small.lines}
     assert curves == {"sft": [[10, 30], [40, 40]], "aloe": [[10, 30], [40, 90]]}
+    assert len({line.get_color() for line in small.lines}) == 2
     assert not other.lines
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "aloe"]
 

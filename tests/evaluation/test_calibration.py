@@ -46,8 +46,8 @@ def test_half_of_the_advantage_comes_true_whatever_the_error_of_v():
     ids=["one state", "one sample", "no advantage anywhere"],
 )
 def test_where_advantages_do_not_vary_none_can_come_true(states, samples):
-    nothing = np.zeros(states)
-    assert math.isnan(advantage_slope(nothing, np.zeros((states, samples)), np.arange(states)))
+    same = np.full(states, 0.1)
+    assert math.isnan(advantage_slope(same, np.zeros((states, samples)), np.arange(states)))
 
 
 def test_deciles_go_from_the_lowest_prediction_to_the_highest():

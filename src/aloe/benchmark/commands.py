@@ -20,8 +20,8 @@ class Benchmark:
     """Play a suite: every method on every seed, over all cores. Goes on where it stopped; repeats no finished cell."""
 
     suite: tyro.conf.Positional[str]
-    """precision, assembly or instructions (pictures), the same with -state (state observations) or -short-state (chunks
-    of four actions), flawless-state or ablations-state."""
+    """precision, assembly or instructions (pictures), the same with -state (state observations), -short-state (chunks of
+    four actions) or -reactive-state (a look after every action), flawless-state or ablations-state."""
     methods: tuple[str, ...] = ()
     """What is compared; by default everything that the suite has, with --rank everything that can be ranked."""
     seeds: tuple[int, ...] = ()

@@ -40,8 +40,6 @@ METHODS: Final[dict[str, Variant]] = {
     "sft": _with(method="sft"),
     "dagger": _with(method="dagger"),
     "filtered": _with(method="filtered"),
-    # What ALOE's weights do most visibly, without critics: early on they are mostly the human's.
-    "filtered-half-corrections": _with(method="filtered", sources__corrections=0.5),
     "awr": _with(method="awr"),
     "awr-filtered": _with(method="awr", awr__failed_share=0.0),
     "recap": _with(method="recap"),
@@ -58,6 +56,8 @@ METHODS: Final[dict[str, Variant]] = {
     "aloe-critics-10": _with(method="aloe", critic__critics=10),
     "aloe-half-corrections": _with(method="aloe", sources__corrections=0.5),
     "aloe-both": _with(method="aloe", critic__critics=10, sources__corrections=0.5),
+    # Without critics what ALOE's weights do most visibly: half of them and more are the human's in the first round.
+    "filtered-half-corrections": _with(method="filtered", sources__corrections=0.5),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 

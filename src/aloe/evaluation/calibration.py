@@ -53,10 +53,11 @@ def advantage_slope(
 ) -> float:
     """How much of an advantage comes true: the rise of G - V where A is larger by 1. 1 is right, 0 is noise.
 
-    executed: Q of what was done. sampled: Q of M chunks of the policy there. realised: G, the return that followed.
+    executed: Q of what the policy did. sampled: Q of M of its chunks there. realised: G, the return that followed. Where
+    somebody else acted A is not 0 on average, and what is wrong with V gets into the slope.
 
-    A = Q - V and G - V share V, and the error of having drawn but M chunks would alone make a slope of 1 / (M + 1). So V is
-    taken twice, from every other sample, and their errors are independent:
+    A = Q - V and G - V share V, and with it the error of having drawn but M chunks: where nothing comes true, that alone
+    makes a slope of 1 / (M + 1). So V is taken twice, from every other sample, and its errors are independent:
 
         slope = (cov(Q - V_1, G - V_2) + cov(Q - V_2, G - V_1)) / (2 cov(Q - V_1, Q - V_2))
 
@@ -67,7 +68,9 @@ def advantage_slope(
     values = sampled[:, ::2].mean(1, dtype=np.float64), sampled[:, 1::2].mean(1, dtype=np.float64)
     (one, other), (left, rest) = ([x.astype(np.float64) - value for value in values] for x in (executed, realised))
     true = _covariance(one, other)
-    return (_covariance(one, rest) + _covariance(other, left)) / (2 * true) if true > 0 else float("nan")
+    if true <= np.finfo(np.float32).eps * (one**2).mean():  # nothing, but for rounding
+        return float("nan")
+    return (_covariance(one, rest) + _covariance(other, left)) / (2 * true)
 
 
 def _covariance(left: Shaped[ndarray, "N"], right: Shaped[ndarray, "N"]) -> float:

@@ -161,7 +161,9 @@ def trust_stage(
         **_prefixed("value", Calibration.of(value[known], realised[known])),
         **_prefixed("chunk", Calibration.of(q[known], realised[known])),
         **_prefixed("start", Calibration.of(value[begins], realised[begins])),
-        "advantage_slope": advantage_slope(q[known], evaluation.q_of_samples[known], realised[known]),
+        "advantage_slope": math.nan  # the best of several is not what the policy does on average
+        if best_of
+        else advantage_slope(q[known], evaluation.q_of_samples[known], realised[known]),
         "spread_error_correlation": spearman(evaluation.q.std(1)[known], error[known]),
         **credit_numbers(value, fresh.frames, facts),
         **takeover_numbers(table["value"].to_numpy(), learnt.frames, version=int(fresh.frames.policy_version.max())),
