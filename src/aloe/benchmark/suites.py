@@ -56,7 +56,7 @@ METHODS: Final[dict[str, Variant]] = {
     "aloe-critics-10": _with(method="aloe", critic__critics=10),
     "aloe-half-corrections": _with(method="aloe", sources__corrections=0.5),
     "aloe-both": _with(method="aloe", critic__critics=10, sources__corrections=0.5),
-    # Without critics what ALOE's weights do most visibly: half of them and more are the human's in the first round.
+    # Without critics, what ALOE's weights do most visibly: in the first round about half or more of them is the human's.
     "filtered-half-corrections": _with(method="filtered", sources__corrections=0.5),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
