@@ -20,8 +20,7 @@ from numpy import ndarray
 
 from aloe import stages
 from aloe.config import RunConfig
-from aloe.policies.bundle import PolicyPlayer
-from aloe.rollout.pool import WorldPool
+from aloe.rollout.pool import ChunkPolicy, WorldPool
 from aloe.run import RunFolder, from_plain
 from aloe.types import Episode
 from aloe.versions import Versions
@@ -37,37 +36,47 @@ class Config:
     """Versions of the policy, 0 being the clone."""
     scenes: int = 100
     repetitions: int = 4
+    """At least 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repeated(PolicyPlayer):
-    """The policy with noise of its own in each repetition."""
+class Repeated:
+    """A policy with noise of its own in each repetition."""
 
+    player: ChunkPolicy
     repetition: int
+
+    @property
+    def chunk_shape(self) -> tuple[int, int]:
+        return self.player.chunk_shape
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return self.player.noise_shape
 
     def __call__(
         self,
         images: dict[str, UInt8[ndarray, "W h w 3"]],
         state: Float32[ndarray, "W S"],
         tasks: list[str],
-        noise: Float32[ndarray, "W H N"],
+        noise: Float32[ndarray, "W ..."],
     ) -> Float32[ndarray, "W H A"]:
         seeds = [[self.repetition, zlib.crc32(row.tobytes())] for row in noise]
         others = np.stack([np.random.default_rng(seed).standard_normal(noise.shape[1:], np.float32) for seed in seeds])
-        return super().__call__(images, state, tasks, others)
+        return self.player(images, state, tasks, others)
 
 
 def play(pool: WorldPool, versions: Versions, version: int, config: Config) -> list[list[Episode]]:
     """The episodes of each repetition, scene by scene. Scenes that neither training nor evaluation of the run has seen."""
     repetitions: list[list[Episode]] = []
-    bundle = versions.policy(version)
+    player = versions.player(version, choosing=versions.config.is_played_with_critics)
     for repetition in range(config.repetitions):
         repetitions.append([])
         stages.measure(
             pool,
-            Repeated(bundle=bundle, repetition=repetition),
+            Repeated(player=player, repetition=repetition),
             episodes=config.scenes,
-            execute=versions.executed(bundle),
+            execute=versions.executed(player.bundle),
             version=version,
             seed=versions.config.seed + 3000,
             keep=repetitions[-1].append,
