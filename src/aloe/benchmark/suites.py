@@ -151,7 +151,7 @@ class Suite:
     own_starts: bool = False
     """Whether a variant may change what shapes the common start (see `start.py`); it then gets one of its own."""
     first_seed: int = 0
-    """Seeds are the hundred from here on; those from the fifty-first on are for tuning, and in no table."""
+    """Seeds are the hundred from here on; from the fifty-first on they are for tuning, no methods are compared on them."""
 
     def __post_init__(self) -> None:
         if self.config.rounds < 1:
