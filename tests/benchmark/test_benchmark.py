@@ -481,6 +481,14 @@ def test_a_reactive_suite_differs_from_its_task_in_the_executed_actions_alone():
         assert dataclasses.replace(reactive, name=usual.name, config=usual.config) == usual
 
 
+def test_a_long_suite_differs_from_its_task_in_the_rounds_alone():
+    for task in TASKS:
+        long, usual = find_suite(f"{task}-long-state"), find_suite(f"{task}-state")
+        assert (long.config.rounds, usual.config.rounds) == (10, 5)
+        assert dataclasses.replace(long, name=usual.name, config=usual.config) == usual
+        assert dataclasses.replace(long.config, rounds=5) == usual.config
+
+
 def test_a_short_suite_differs_from_its_task_in_the_length_of_chunks_alone():
     for task in TASKS:
         short, usual = find_suite(f"{task}-short-state"), find_suite(f"{task}-state")

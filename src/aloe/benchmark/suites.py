@@ -222,9 +222,10 @@ FLAWLESS: Final = "flawless-state"
 OTHERWISE: Final[dict[str, Variant]] = {
     "-short-state": _horizon(4, execute=2),
     "-reactive-state": _with(policy__execute=1),
+    "-long-state": _with(rounds=10),
 }
 """Other suites of each task with state observations: how their names end, and what differs for all methods: chunks of four
-actions instead of eight; a look after every action instead of every second."""
+actions instead of eight; a look after every action instead of every second; twice as many rounds."""
 
 SUITES: Final = (
     *(f"{task}-state" for task in TASKS),
