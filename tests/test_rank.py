@@ -29,6 +29,9 @@ def run(tmp_path_factory) -> RunFolder:
 def test_every_version_is_predicted_by_every_estimator_and_compared(run):
     content = rank_run(run.root, 4, ("aloe", "monte-carlo", "fqe"), say=lambda _: None)
     assert content == json.loads((run.root / "ranking.json").read_text())
+    summary = json.loads((run.root / "summary.json").read_text())
+    assert summary["ranking"] == content["estimators"]
+    assert len(summary["rounds"]) == 2, "the rounds are still there"
     assert [row["version"] for row in content["versions"]] == [0, 1]
     for row in content["versions"]:
         assert row["success"] == (run.done(row["version"], "eval") or {})["success"]

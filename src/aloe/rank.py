@@ -23,6 +23,8 @@ from typing import Any, Final, Literal, assert_never, get_args
 import numpy as np
 import torch
 import tyro
+from jaxtyping import Bool
+from numpy import ndarray
 from rich.console import Console
 from rich.table import Table
 
@@ -36,8 +38,9 @@ from aloe.returns import monte_carlo_return
 from aloe.run import RunFolder, digest, from_plain, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.training import Device
+from aloe.value.critic import ObservationShape
 from aloe.value.evaluate import evaluate_windows
-from aloe.value.fit import FitConfig, fit_critic
+from aloe.value.fit import CriticData, FitConfig, fit_critic
 from aloe.versions import Versions
 
 Estimator = Literal["aloe", "monte-carlo", "fqe"]
@@ -72,7 +75,7 @@ class Rank:
         )
         console.print(versions_table(content))
         console.print(estimators_table(content))
-        console.print(f"wrote {self.run / 'ranking.json'}")
+        console.print(f"wrote {self.run / 'ranking.json'}, and the measures into {self.run / 'summary.json'}")
 
 
 def rank_run(
@@ -109,6 +112,8 @@ def rank_run(
         "estimators": {name: measures(rows, name) for name in estimators},
     }
     write_json(root / "ranking.json", content)
+    summary = json.loads((root / "summary.json").read_text())
+    write_json(root / "summary.json", summary | {"ranking": content["estimators"]})
     return content
 
 
@@ -124,6 +129,8 @@ def open_run(root: Path) -> tuple[RunFolder, RunConfig, list[int]]:
     versions = [index for index in range(config.rounds + 1) if run.done(index, "eval")]
     if len(versions) < 2:
         raise ValueError(f"{root} has measured {len(versions)} policy versions; there is something to rank from two on")
+    if not (root / "summary.json").is_file():
+        raise ValueError(f"{root} has no summary.json; let `aloe run` bring the run to its end first")
     if not (run.round(0) / "fresh").is_dir():
         raise ValueError(f"{root} kept no start states: it was made with --trust.episodes 0, or by an older version")
     if config.method in UNRANKED:
@@ -176,6 +183,43 @@ def predict(
     answer, checkpoint = (work / f"{estimator}-{version:03d}{ending}" for ending in (".json", ".safetensors"))
     if answer.exists():
         return json.loads(answer.read_text())["value"]
+    known = evidence(run, config, store, version, window, fit.sample_batch, device)
+    key = (config.seed, "rank", estimator)
+    state = stages.new_critic(known.shape, config.critic, fit, key, known.device)
+    fit_critic(state, known.data, fit, window.discount, key, checkpoint=checkpoint)
+    evaluation = evaluate_windows(state.critic, known.starts, fit)
+    value = evaluation.best_value if version > 0 and config.is_played_with_critics else evaluation.value
+    mean = float(value[known.is_start].mean(dtype=np.float64))
+    write_json(answer, {"value": mean})
+    checkpoint.unlink(missing_ok=True)
+    return mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What an estimator may learn a version's value from, and the states in which it is asked for it."""
+
+    data: CriticData
+    """The run's final store, with the version's chunks at every frame."""
+    starts: CriticData
+    """The evaluation's recorded episodes, likewise; the same for every version."""
+    is_start: Bool[ndarray, "_"]
+    """Which rows of `starts` begin an episode."""
+    shape: ObservationShape
+    device: torch.device
+
+
+def evidence(
+    run: RunFolder,
+    config: RunConfig,
+    store: Experience,
+    version: int,
+    window: WindowConfig,
+    sample_batch: int,
+    device: Device,
+) -> Evidence:
+    """Draws the version's chunks, unless they are there, and reads what is recorded."""
+    learnt_from = digest_of(store.columns())
     versions = Versions(run=run, config=config, device=device)
     bundle, tower = versions.policy(version), versions.tower
     scale = (run.done(0, "demos") or {})["return_scale"]
@@ -183,24 +227,20 @@ def predict(
     inputs = EvaluationInputs.of(store, bundle, tower, cache, window, scale)
     samples = run.cache / "ranking" / f"samples-{version:03d}-{learnt_from}.npy"
     if not samples.exists():
-        stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples, fit.sample_batch)
+        stages.sample_stage(inputs, config.samples, (config.seed, "rank", version), samples, sample_batch)
     judged = stages.judged_actions(config.critic, versions.executed(bundle), window)
-    shape = stages.observation_shape(tower, judged)
-    state = stages.new_critic(shape, config.critic, fit, (config.seed, "rank", estimator), tower.device)
-    data = stages.critic_data(inputs, samples, judged)
-    fit_critic(state, data, fit, window.discount, (config.seed, "rank", estimator), checkpoint=checkpoint)
-
     # Every version is evaluated on the same seeds, so that the first states of version 0's episodes are everybody's.
     chunks = run.cache / "ranking" / f"start-{version:03d}-{learnt_from}.npy"
     start = stages.fresh_inputs(ExperienceStore.read(run.round(0) / "fresh"), bundle, tower, cache, window, scale)
     if not chunks.exists():
-        stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks, fit.sample_batch)
-    evaluation = evaluate_windows(state.critic, stages.critic_data(start, chunks, judged), fit)
-    value = evaluation.best_value if version > 0 and config.is_played_with_critics else evaluation.value
-    mean = float(value[start.frames.step == 0].mean(dtype=np.float64))
-    write_json(answer, {"value": mean})
-    checkpoint.unlink(missing_ok=True)
-    return mean
+        stages.sample_stage(start, config.samples, (config.seed, "rank start"), chunks, sample_batch)
+    return Evidence(
+        data=stages.critic_data(inputs, samples, judged),
+        starts=stages.critic_data(start, chunks, judged),
+        is_start=start.frames.step == 0,
+        shape=stages.observation_shape(tower, judged),
+        device=tower.device,
+    )
 
 
 def measures(rows: Sequence[dict[str, Any]], estimator: str) -> dict[str, dict[str, float | None]]:

@@ -1,5 +1,6 @@
 """What a run has come to, in one small file: `summary.json`."""
 
+import json
 from typing import Any, Final
 
 from jaxtyping import Bool
@@ -24,9 +25,16 @@ def counts(frames: Frames, mine: Bool[ndarray, "N"]) -> dict[str, int]:
     }
 
 
+def judged(run: RunFolder, index: int) -> dict[str, Any]:
+    """What the round's critics were worth: numbers, tables by decile, warnings."""
+    trust = json.loads((run.round(index) / "trust.json").read_text())
+    return {"trust": trust["numbers"], "by_decile": trust["by_decile"], "warnings": trust["warnings"]}
+
+
 def summary(run: RunFolder, config: RunConfig, frames: Frames, last: int) -> dict[str, Any]:
     """The content of `summary.json`. Episodes, steps and takeovers are those in the store up to that round, with what
-    it held before the run; offline they are all that the round has learnt from, and no success is known."""
+    it held before the run; offline they are all that the round has learnt from, and no success is known. `aloe rank` adds
+    its `ranking`."""
     rounds = []
     for index in range(last + 1):
         counted = run.done(index, "collect") or run.done(index, "experience") or run.done(0, "demos") or {}
@@ -42,7 +50,7 @@ def summary(run: RunFolder, config: RunConfig, frames: Frames, last: int) -> dic
                     for k in ("success", "success_low", "success_high", "steps_to_success", "throughput")
                 },
                 **({"by_task": measured["by_task"]} if "by_task" in measured else {}),  # of several tasks
-                **({"trust": trust["numbers"], "warnings": trust["warnings"]} if (trust := done["trust"]) else {}),
+                **(judged(run, index) if done["trust"] else {}),
                 "seconds": {name: content["seconds"] for name, content in done.items() if content},
             }
         )

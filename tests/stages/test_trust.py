@@ -91,6 +91,7 @@ def test_the_summary_has_the_numbers_and_warnings_of_every_round_with_critics(ru
     assert [line["value_bias"] for line in logged] == [numbers["value_bias"]]
     table = json.loads((run.round(1) / "trust.json").read_text())["by_decile"]
     assert [len(table["value"]), sum(row["count"] for row in table["value"])] == [10, numbers["value_count"]]
+    assert second["by_decile"] == table
 
 
 def test_fresh_episodes_are_the_first_of_the_evaluation_and_nobody_learns_from_them(run):
