@@ -227,6 +227,60 @@ def test_critic_of_no_action(complaint, policy, store, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_critic_whose_target_averages_more_chunks_than_are_drawn(complaint, policy, store, tmp_path):
+    source = ["--policy.path", policy, "--dataset.root", store, "--target-samples", 3, "--aloe.samples", 2]
+    line = complaint("critic", *source, "--output-dir", tmp_path / "out", "--window.horizon", 4)
+    assert_says(line, "--target-samples 3", "--aloe.samples draws 2")
+    assert not (tmp_path / "out").exists(), "nothing was sampled, and no config stands in the way of other options"
+
+
+def test_critic_that_would_see_through_a_policy_with_other_units(complaint, policy, store, tmp_path):
+    other = make_store(tmp_path / "other")
+    ExperienceStore.open(other).append(demonstration(5))
+    new_policy(ExperienceStore.open(other), SMALL, 4, (0, "policy")).save_atomically(tmp_path / "tower")
+    source = ["--policy.path", policy, "--dataset.root", store, "--tower", tmp_path / "tower", "--window.horizon", 4]
+    line = complaint("critic", *source, "--output-dir", tmp_path / "out")
+    assert_says(line, "normalise actions differently")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tokens_that_a_given_policy_does_not_make_of_a_picture(complaint, policy, store, tmp_path):
+    given = ["run", "--offline", "--policy.path", policy, "--experience.demos.root", store, "--window.horizon", 4]
+    line = complaint(*given, "--output-dir", tmp_path / "out", "--critic.image-tokens", 4)
+    assert_says(line, "one token of a picture", "--critic.image-tokens 1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_call_that_came_to_nothing_leaves_the_folder_free_for_other_options(complaint, store, tmp_path):
+    run = ["run", "--preset", "tiny", "--dataset.root", store, "--output-dir", tmp_path / "out"]
+    assert_says(complaint(*run, "--world.cameras", "corner", *WORLD), "use the same --world options, or another store")
+    assert_says(complaint(*run, "--world.cameras", "corner2", *WORLD), "use the same --world options, or another store")
+
+
+@pytest.mark.parametrize("name", ["config.json", "rounds/000/sft.done.json"])
+def test_damaged_file_of_a_run(complaint, store, tmp_path, monkeypatch, name):
+    sft = ["sft", "--dataset.root", store, "--output-dir", tmp_path / "out", "--window.horizon", 4, "--batch-size", 4]
+    monkeypatch.setattr(sys, "argv", ["aloe", *map(str, sft), "--steps", "1"])
+    cli.main()
+    (tmp_path / "out" / name).write_text("")
+    line = complaint(*sft, "--steps", 1)
+    assert_says(line, str(tmp_path / "out" / name), "damaged", "copy it" if name == "config.json" else "delete it")
+
+
+def test_a_fault_within_a_library_keeps_its_traceback(policy, store, tmp_path, monkeypatch, capsys):
+    def fault(*arguments: object) -> None:
+        np.zeros(3).reshape(2, 2)
+
+    monkeypatch.setattr("aloe.commands.make_windows", fault)
+    sft = ["sft", "--dataset.root", store, "--output-dir", tmp_path / "out", "--window.horizon", 4]
+    monkeypatch.setattr(sys, "argv", ["aloe", *map(str, sft)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    *trace, last = capsys.readouterr().err.splitlines()
+    assert last == "aloe: cannot reshape array of size 3 into shape (2,2)"
+    assert any("test_bad_input.py" in line for line in trace)
+
+
 def test_critic_of_longer_chunks_than_the_policys(complaint, policy, store, tmp_path):
     source = ["--policy.path", policy, "--dataset.root", store, "--window.horizon", 5]
     line = complaint("critic", *source, "--output-dir", tmp_path / "out")

@@ -156,7 +156,11 @@ def test_offline_critics_see_what_the_checkpoint_executes_of_a_chunk(run: Callab
 
 
 def test_offline_it_can_be_said_how_many_actions_the_robot_executed(run: Callable[..., Path]) -> None:
-    assert judged(run("--policy.execute", 1) / "rounds/001/critic.safetensors") == 1
+    folder = run("--policy.execute", 1)
+    assert judged(folder / "rounds/001/critic.safetensors") == 1
+    for version in ("000", "001"):  # what is handed over plays as it was judged
+        policy = get_policy_class("tiny_vla").from_pretrained(folder / f"rounds/{version}/pretrained_model")
+        assert policy.config.n_action_steps == 1
 
 
 def test_critics_see_as_many_actions_as_are_said_to_be_executed(data: Path, tmp_path: Path) -> None:
@@ -185,6 +189,29 @@ def test_the_report_shows_the_roots_episodes_and_which_of_them_the_critics_have_
     assert [camera for camera, *_ in shown["episodes"][0]["video"]["places"]] == ["top", "wrist"]
     assert shown["episodes"][10]["outcome"] == "failure"  # seed 17 is odd
     assert [row["success"] for row in shown["runs"][0]["rounds"]] == [None, None]
+
+
+def test_values_of_states_learn_from_every_episode_and_so_no_report_calls_one_held_out(
+    run: Callable[..., Path],
+) -> None:
+    folder = run("--method", "awr")
+    assert {episode["kind"] for episode in report_of(folder)["episodes"]} == {"learnt from"}
+
+
+def test_where_nobody_judges_the_critics_they_learn_from_every_episode(
+    data: Path, run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[np.ndarray] = []
+    fit = stages.critic_stage
+
+    def watched(data, *rest, **more) -> None:
+        learnt.append(data.windows.ended)
+        fit(data, *rest, **more)
+
+    monkeypatch.setattr(stages, "critic_stage", watched)
+    folder = run("--trust.episodes", 0)
+    assert learnt[0].all()
+    assert {episode["kind"] for episode in report_of(folder)["episodes"]} == {"learnt from"}
 
 
 def test_a_report_of_data_that_were_moved_away_or_have_grown_has_no_pictures_and_says_why(

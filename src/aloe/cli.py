@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from importlib import import_module
 from typing import Any, Final
 
@@ -111,11 +112,19 @@ def _give(name: str, arguments: list[str]) -> None:
         print(f"aloe: {error}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError, SafetensorError) as error:
+        if isinstance(error, ValueError) and not _is_raised_by_aloe(error):
+            traceback.print_exc()  # a fault, presumably; after hours this is all that is left to find it by
         message = " ".join(str(error).split())
         if "No space left" in message:
             message += "; free some space and give the same command again: it goes on from here"
         print(f"aloe: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def _is_raised_by_aloe(error: Exception) -> bool:
+    """Whether our own code says what is wrong, rather than a library that it calls."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals["__name__"].partition(".")[0] == "aloe"
 
 
 def find_command(name: str) -> Any:

@@ -117,7 +117,7 @@ class Sft(ActorConfig):
         if self.policy.path is None:
             bundle = stages.new_policy(store, self.policy, self.window.horizon, key, self.device)
         else:
-            bundle = PolicyBundle.load(self.policy.path, self.device)
+            bundle = stages.from_checkpoint(self.policy, self.device)
             store = stages.seen_by(bundle, store)
         frames = store.columns()
         rows = stages.cloned_rows("sft", frames, make_windows(frames, self.window, return_scale(frames)))
@@ -208,6 +208,10 @@ class Critic(FitConfig):
     critic: CriticConfig = field(default_factory=CriticConfig)
     aloe: AloeConfig = field(default_factory=AloeConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        aloe_method.check_samples(self.aloe, "--target-samples", self.target_samples)
+
     def main(self) -> None:
         store = self.dataset.with_roots(self.experience, self.rename, self.sources)
         if _finished(self.output_dir, self, "advantages", store, "advantages.parquet"):
@@ -221,6 +225,8 @@ class Critic(FitConfig):
         scale = return_scale(store.columns()) if self.scale is None else self.scale
         cache = self.cache.within(self.output_dir / "cache")
         inputs = EvaluationInputs.of(store, bundle, tower, cache, self.window, scale)
+        stages.check_tower(tower, store.cameras)  # before hours of sampling
+        stages.normalised_actions(inputs)
         run = _begin(self.output_dir, self, store)
         samples = self.output_dir / "cache" / "samples.npy"
         if not run.done(0, "sample") or not samples.exists():

@@ -9,6 +9,7 @@ from aloe.experience.mixture import RootConfig, SourceRatios, with_roots
 from aloe.experience.schema import Experience
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
+from aloe.methods import aloe as aloe_method
 from aloe.methods import qc
 from aloe.methods.aloe import AloeConfig
 from aloe.methods.awr import AwrConfig
@@ -111,11 +112,8 @@ class RunConfig:
             )
         if self.method == "qc":
             qc.check_options(self.fit)
-        if self.method == "aloe" and self.fit.target_samples > self.aloe.samples:
-            raise ValueError(
-                f"the target averages --fit.target-samples {self.fit.target_samples} chunks, but --aloe.samples draws "
-                f"{self.aloe.samples}"
-            )
+        if self.method == "aloe":
+            aloe_method.check_samples(self.aloe, "--fit.target-samples", self.fit.target_samples)
 
     def learns_from(self, recorded: ExperienceStore | None) -> Experience:
         """What the run learns from: the store that it records, None offline, and its roots.
@@ -143,12 +141,17 @@ class RunConfig:
     @property
     def judges_critics(self) -> bool:
         """Whether the critics of each round are judged, on fresh episodes, or offline on held-out ones."""
-        return self.trust.episodes > 0 and self.method in get_args(CriticMethod)
+        return judges_critics(self.method, self.trust.episodes)
 
     @property
     def critic_fit(self) -> FitConfig:
         """How the critics of this method are trained."""
         return qc.fit_config(self.fit, self.qc) if self.method == "qc" else self.fit
+
+
+def judges_critics(method: str, episodes: int) -> bool:
+    """Whether runs of a method have critics that are judged, on so many episodes."""
+    return episodes > 0 and method in get_args(CriticMethod)
 
 
 _READ_BY: dict[Method, frozenset[str]] = {

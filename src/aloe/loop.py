@@ -4,7 +4,6 @@ Each stage is skipped when its result is there, and otherwise made from what the
 killed anywhere and started again ends with the same weights as one that was not.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,11 +22,11 @@ from aloe.experience.view import View
 from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
-from aloe.policies.bundle import PolicyBundle, check_device, check_sees_all
+from aloe.policies.bundle import PolicyBundle, Tower, check_device
 from aloe.policies.flow import chunk_shape
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import WorldPool
-from aloe.run import RunFolder, write_json
+from aloe.run import RunFolder, read_json, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.summary import summary
 from aloe.training import Device, Log, has_share
@@ -149,7 +148,7 @@ class Circle:
         key = (config.seed, "sft")
         if config.policy.path is not None:
             self.say(f"round 0: starting from {config.policy.path}")
-            PolicyBundle.load(config.policy.path).save_atomically(self.run.policy(0))
+            stages.from_checkpoint(config.policy).save_atomically(self.run.policy(0))
             return
         self.say("round 0: cloning the demonstrations")
         bundle = stages.new_policy(self.experience, config.policy, config.window.horizon, key, self.device)
@@ -333,7 +332,9 @@ class Circle:
 
     @property
     def _held_out(self) -> list[int]:
-        """Offline: episodes that no critic is trained on."""
+        """Offline: episodes that no critic is trained on, where critics are judged."""
+        if not self.config.judges_critics:
+            return []
         return stages.held_out(self.experience.columns(), self.config.trust.held_out)
 
     @property
@@ -354,7 +355,7 @@ class Circle:
     def _finish_round(self, index: int) -> None:
         """Brings TensorBoard and then the summary up to date, unless the summary holds this round already."""
         path = self.run.root / "summary.json"
-        if not path.exists() or len(json.loads(path.read_text())["rounds"]) <= index:
+        if not path.exists() or len(read_json(path, "delete it; it is written anew")["rounds"]) <= index:
             self.run.write_tensorboard()
             write_json(path, summary(self.run, self.config, (self.store or self.experience).columns(), index))
 
@@ -404,19 +405,17 @@ def run_circle(
     if config.offline and not config.experience:
         raise ValueError("offline there is only recorded experience to learn from; name it: --experience.NAME.root DIR")
     if config.policy.path is not None and not RunFolder(output_dir).policy(0).exists():
-        bundle = PolicyBundle.load(config.policy.path)
+        bundle = stages.from_checkpoint(config.policy)
         if config.offline:
-            offline.experience(config, config.policy.path)
+            cameras = offline.experience(config, config.policy.path).cameras
         else:
             stages.check_fits_world(bundle, config.world)
-            check_sees_all(bundle, config.world.camera_sizes)
-        predicted = chunk_shape(bundle.policy)[0]
-        used = {"window.horizon": config.window.horizon, "policy.execute": config.policy.execute or 0}
-        for option, wanted in used.items():
-            if wanted > predicted:
-                raise ValueError(
-                    f"{config.policy.path} predicts chunks of {predicted} actions; give --{option} {predicted} or less"
-                )
+            cameras = config.world.camera_sizes
+        stages.check_tower(Tower(bundle=bundle, image_tokens=config.critic.image_tokens), cameras)
+        if config.window.horizon > (predicted := chunk_shape(bundle.policy)[0]):
+            raise ValueError(
+                f"{config.policy.path} predicts chunks of {predicted} actions; give --window.horizon {predicted} or less"
+            )
     output_dir.mkdir(parents=True, exist_ok=True)
     with RunFolder(output_dir).locked():  # nothing is changed under another process that works there
         run = RunFolder.open(output_dir, config, resume)

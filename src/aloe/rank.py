@@ -35,7 +35,7 @@ from aloe.experience.schema import Experience, digest_of
 from aloe.experience.store import ExperienceStore
 from aloe.experience.windows import WindowConfig
 from aloe.returns import monte_carlo_return
-from aloe.run import RunFolder, digest, from_plain, write_json
+from aloe.run import RunFolder, digest, from_plain, read_json, write_json
 from aloe.stages import EvaluatedEpisode, EvaluationInputs
 from aloe.training import Device
 from aloe.value.critic import ObservationShape
@@ -112,7 +112,7 @@ def rank_run(
         "estimators": {name: measures(rows, name) for name in estimators},
     }
     write_json(root / "ranking.json", content)
-    summary = json.loads((root / "summary.json").read_text())
+    summary = read_json(root / "summary.json", "delete it and let `aloe run` go on, which writes it anew")
     write_json(root / "summary.json", summary | {"ranking": content["estimators"]})
     return content
 
@@ -125,7 +125,8 @@ def open_run(root: Path) -> tuple[RunFolder, RunConfig, list[int]]:
     """
     if not (root / "config.json").is_file():
         raise ValueError(f"{root} is no run: it has no config.json; give the folder of an `aloe run`")
-    run, config = RunFolder(root), from_plain(RunConfig, json.loads((root / "config.json").read_text()))
+    run = RunFolder(root)
+    config = from_plain(RunConfig, run.options())
     versions = [index for index in range(config.rounds + 1) if run.done(index, "eval")]
     if len(versions) < 2:
         raise ValueError(f"{root} has measured {len(versions)} policy versions; there is something to rank from two on")

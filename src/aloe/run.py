@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from aloe.experience.commit import sync
 from aloe.training import Log
 
 ALWAYS_FREE = ("output_dir", "rounds", "cache", "device")
@@ -34,16 +35,32 @@ FREE_OFFLINE = ("experience", "rename")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes a file atomically: a reader sees the old content or the new, never a part."""
+    """Writes a file atomically: a reader sees the old content or the new, never a part; nor does one after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(content)
+    sync(partial)
     os.replace(partial, path)
+    sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file, as atomically."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file.
+
+    remedy: what to do where it is damaged.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
 
 
 @contextmanager
@@ -127,9 +144,18 @@ class RunFolder:
             raise ValueError(f"{root} exists; leave out --no-resume to go on with it, or choose another --output-dir")
         cls.check(root, config)
         plain = to_plain(config)
-        if not config_file.exists() or json.loads(config_file.read_text()) != plain:
+        if not config_file.exists() or cls(root).options() != plain:
             write_json(config_file, plain)
         return cls(root)
+
+    def options(self) -> dict[str, Any]:
+        """What `config.json` holds.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        remedy = "the same command with another --output-dir writes the same file at its start: copy it from there"
+        return read_json(self.root / "config.json", remedy)
 
     @staticmethod
     def check(root: Path, config: Any) -> None:
@@ -143,7 +169,10 @@ class RunFolder:
             if root.exists() and any(not path.name.endswith(".partial") for path in root.iterdir()):
                 raise ValueError(f"{root} is not empty and holds no run; choose another --output-dir")
             return
-        stored = json.loads(config_file.read_text())
+        has_own_store = (root / "experience").exists() and not (root / "experience").is_symlink()
+        if not has_own_store and not (root / "rounds").exists():
+            return  # of a call that came to nothing
+        stored = RunFolder(root).options()
         free = (*ALWAYS_FREE, *(FREE_OFFLINE if plain.get("offline") else ()))
         if changed := [
             f"{name}: {old}, now {new}" for name, old, new in _differences(stored, plain) if not _is_free(name, free)
@@ -197,7 +226,7 @@ class RunFolder:
     def done(self, index: int, stage: str) -> dict[str, Any] | None:
         """What a finished stage left for the later ones, or None."""
         path = self.round(index) / f"{stage}.done.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path, "delete it, and that stage is made anew") if path.exists() else None
 
     @contextmanager
     def stage(self, index: int, stage: str) -> Iterator[dict[str, Any]]:
@@ -206,6 +235,8 @@ class RunFolder:
         result: dict[str, Any] = {}
         start = time.monotonic()
         yield result
+        for made in self.round(index).rglob("*"):  # or a power cut might leave a stage that is done without its results
+            sync(made)
         write_json(self.round(index) / f"{stage}.done.json", result | {"seconds": round(time.monotonic() - start, 2)})
 
     # -- metrics ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 
 from aloe import cli
-from aloe.benchmark import cells, runner
+from aloe.benchmark import cells, runner, start
 from aloe.benchmark.cells import Cell, code_version, play_cell, play_start, rank_cell
 from aloe.benchmark.commands import Benchmark
 from aloe.benchmark.results import COLUMNS, Results
@@ -35,6 +35,7 @@ from aloe.benchmark.suites import (
     method_config,
 )
 from aloe.config import PRESETS, RunConfig, with_options
+from aloe.experience.mixture import SourceRatios
 from aloe.experience.store import ExperienceStore
 from aloe.run import RunFolder
 from aloe.worlds.metaworld import MetaWorld
@@ -324,6 +325,18 @@ def test_a_start_is_made_once_and_then_left_alone(tmp_path):
     assert said == []
     assert files(run.root, "**/*") == before
     assert RunFolder(run.root).done(0, "eval") is not None
+
+
+def test_a_start_is_cloned_alike_whatever_the_shares_of_a_batch_of_the_method_that_makes_it(tmp_path, monkeypatch):
+    used, real = [], start.open_circle
+
+    def noted(config, *rest, **more):
+        used.append(config)
+        return real(config, *rest, **more)
+
+    monkeypatch.setattr(start, "open_circle", noted)
+    play_start(Cell.of(SMALL, "aloe-half-corrections", 0, tmp_path / "runs", tmp_path / "results"), lambda line: None)
+    assert {config.sources for config in used} == {SourceRatios()}
 
 
 @pytest.mark.slow

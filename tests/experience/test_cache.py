@@ -2,6 +2,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -381,6 +382,62 @@ def test_pack_that_another_run_removes_before_it_is_locked_is_not_written_to(
     frames.update()
     assert not old.exists()
     check_pictures(frames, [make_episode(0), make_episode(1)])
+
+
+def test_pack_that_another_run_locks_as_soon_as_it_is_made_is_left_to_it(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [make_episode(0)])
+    locked, others = cache._Pack.locked, ExitStack()
+    theirs: list[Path] = []
+
+    def slower(pack: cache._Pack) -> object:
+        if not theirs:  # the other run has listed the folder meanwhile, and is the first
+            theirs.append(pack.path)
+            assert others.enter_context(locked(pack))
+        return locked(pack)
+
+    monkeypatch.setattr(cache._Pack, "locked", slower)
+    with others:
+        frames = FrameCache(Cache(root=tmp_path / "cache"), store)
+        frames.update()
+        assert list(theirs[0].glob("*.bin")) == []
+    check_pictures(frames, [make_episode(0)])
+
+
+def test_room_that_another_run_has_made_meanwhile_counts(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [make_episode(0)])
+    first = FrameCache(Cache(root=tmp_path / "cache"), store)
+    first.update()
+    (old,) = (tmp_path / "cache").rglob("pack-*")
+    size = sum(path.stat().st_size for path in old.glob("*.bin"))
+
+    def forestalled(pack: cache._Pack) -> int:
+        shutil.rmtree(pack.path)  # by another run, which clears at the same time
+        return 0
+
+    monkeypatch.setattr(cache._Pack, "remove", forestalled)
+    Cache(root=tmp_path / "cache", max_gb=size * 1e-9).make_room(size, keep=set())
+    assert not old.exists()
+
+
+def test_what_another_run_clears_away_at_the_same_time_is_no_error(
+    tmp_path: Path, store: ExperienceStore, make_episode: MakeEpisode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(store, [make_episode(0)])
+    FrameCache(Cache(root=tmp_path / "cache"), store).update()
+    (old,) = (tmp_path / "cache").rglob("pack-*")
+    move = os.replace
+
+    def and_cleared(source: Path, target: Path) -> None:
+        move(source, target)
+        if target.name.startswith(".removing-"):
+            shutil.rmtree(target)
+
+    monkeypatch.setattr(os, "replace", and_cleared)
+    assert cache._Pack(old).remove() > 0
 
 
 def test_what_was_read_once_is_not_read_again_for_a_new_episode(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from aloe.config import CollectConfig, EvalConfig, RunConfig
+from aloe.experience.mixture import SourceRatios
 from aloe.loop import Say, open_circle
 from aloe.policies.recipe import ActorConfig
 from aloe.rollout.human import HumanConfig
@@ -93,7 +94,8 @@ def make_start(
         if is_made(root, perturbations):
             return run
         if not (run.done(0, "eval") and run.done(1, "collect")):
-            with open_circle(config, run, say, device=device) as circle:
+            # Shares of a batch are for what comes after the clone, and methods differ in them.
+            with open_circle(replace(config, sources=SourceRatios()), run, say, device=device) as circle:
                 if not run.done(0, "eval"):
                     circle.start()
                 circle.collect(1)

@@ -86,12 +86,13 @@ class Cache:
         for half in self.root.rglob(".removing-*"):  # of a run that died meanwhile
             shutil.rmtree(half, ignore_errors=True)
         packs = [_Pack(index.parent) for index in self.root.rglob("pack-*/index.json")]
-        total = sum(pack.bytes for pack in packs)
+        sizes = {pack.path: pack.bytes for pack in packs}
+        total = sum(sizes.values())
         for pack in sorted(packs, key=lambda pack: pack.used):
             if total + needed <= self.max_gb * 1e9:
                 return
-            if pack.path not in keep and (size := pack.remove()):
-                total -= size
+            if pack.path not in keep and (pack.remove() or not pack.path.exists()):  # or another run removed it
+                total -= sizes[pack.path]
         if total + needed > self.max_gb * 1e9:
             raise ValueError(
                 f"the cache {self.root} needs {(total + needed) / 1e9:.2f} GB, --cache.max-gb allows {self.max_gb:g}; "
@@ -237,7 +238,7 @@ class _Pack:
                 return 0
             size, aside = self.bytes, self.path.with_name(f".removing-{self.path.name}")
             os.replace(self.path, aside)  # at once: nobody shall begin to write into half a pack
-            shutil.rmtree(aside)
+            shutil.rmtree(aside, ignore_errors=True)  # another run may be clearing it away, too
             return size
 
 
@@ -383,10 +384,13 @@ class _Rows:
                 if mine:
                     yield pack
                     return
-        pack = _Pack(self._folder / f"pack-{uuid.uuid4().hex[:12]}")
-        pack.path.mkdir(parents=True)
-        with pack.locked():
-            yield pack
+        while True:
+            pack = _Pack(self._folder / f"pack-{uuid.uuid4().hex[:12]}")
+            pack.path.mkdir(parents=True)
+            with pack.locked() as mine:
+                if mine:  # and not another run's, which found it before it was locked
+                    yield pack
+                    return
 
     def _write(self, path: Path, offset: int, rows: ndarray) -> None:
         path.touch()

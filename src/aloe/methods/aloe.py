@@ -53,6 +53,14 @@ class AloeConfig:
             raise ValueError(f"failed_share must lie in [0, 1], not {self.failed_share}")
 
 
+def check_samples(config: AloeConfig, option: str, target_samples: int) -> None:
+    """Raises ValueError if a target is to average more chunks than are drawn. option: how the user calls their number."""
+    if target_samples > config.samples:
+        raise ValueError(
+            f"the target averages {option} {target_samples} chunks, but --aloe.samples draws {config.samples}"
+        )
+
+
 def actor_rows(windows: Windows, evaluation: Evaluation, config: AloeConfig) -> ActorRows:
     """Every window of the store with its weight; windows of weight 0 are left out of the batches."""
     return weighted_rows(

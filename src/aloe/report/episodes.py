@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Int64, Shaped, UInt8
 from numpy import ndarray
 
+from aloe.config import judges_critics
 from aloe.evaluation.credit import steepest_drop
 from aloe.experience.schema import Experience, Frames
 from aloe.experience.store import ExperienceStore
@@ -102,7 +103,7 @@ def _check_judged(experience: Experience, table: pd.DataFrame, critic: int | Non
 def _recorded(run: RunSoFar, experience: Experience, table: pd.DataFrame | None, critic: int | None) -> Iterator[Trace]:
     """The run's experience, with what the critic of a round says of it."""
     frames = experience.columns()
-    aside = set(held_out(frames, run.config["trust"]["held_out"])) if run.config["offline"] else set()
+    aside = set(held_out(frames, run.config["trust"]["held_out"])) if _holds_out(run) else set()
     recorded = run.recorded_by()
     given = len(experience.lengths) - (0 if run.config["offline"] else len(_own(run)))
     judged, lines = (0, {}) if table is None else (len(table), _lines(table))
@@ -151,7 +152,7 @@ def _fresh(run: RunSoFar, critic: int) -> Iterator[Trace]:
 def _from_values(run: RunSoFar, table: pd.DataFrame, critic: int | None) -> Iterator[Trace]:
     """Episodes whose experience is not there any more: what the critic's table still knows of them. It does not say which
     were held out."""
-    may_be_held_out = run.config["offline"] and run.config["trust"]["held_out"] > 0
+    may_be_held_out = _holds_out(run) and run.config["trust"]["held_out"] > 0
     for episode, rows in table.groupby("episode", sort=True):
         yield Trace(
             title=f"episode {episode}",
@@ -166,6 +167,11 @@ def _from_values(run: RunSoFar, table: pd.DataFrame, critic: int | None) -> Iter
             fps=1,
             pictures=None,
         )
+
+
+def _holds_out(run: RunSoFar) -> bool:
+    """Whether there are episodes that the run's critics were not trained on."""
+    return run.config["offline"] and judges_critics(run.config["method"], run.config["trust"]["episodes"])
 
 
 def _own(run: RunSoFar) -> list[int]:

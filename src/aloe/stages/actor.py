@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -113,6 +113,26 @@ def new_policy(
     pre, post = make_pre_post_processors(policy_config, dataset_stats=stats)
     policy = policy.to(chosen_device(device, policy_config.type))
     return PolicyBundle(policy=policy, preprocessor=pre, postprocessor=post)
+
+
+def from_checkpoint(config: PolicyConfig, device: Device = "cpu") -> PolicyBundle:
+    """The policy of `config.path`. Where `config.execute` is given, the policy's own config is made to say so: LeRobot's
+    tools then play what comes of it as it was measured.
+
+    Raises:
+        ValueError: see `PolicyBundle.load`; or its chunks are shorter.
+    """
+    assert config.path is not None
+    bundle = PolicyBundle.load(config.path, device)
+    predicted = chunk_shape(bundle.policy)[0]
+    if config.execute is not None:
+        if config.execute > predicted:
+            raise ValueError(
+                f"{config.path} predicts chunks of {predicted} actions; give --policy.execute {predicted} or less"
+            )
+        own: Any = bundle.policy.config
+        own.n_action_steps = config.execute
+    return bundle
 
 
 def check_fits_store(bundle: PolicyBundle, store: Experience, horizon: int | None = None) -> None:

@@ -118,6 +118,17 @@ def normalised_actions(inputs: EvaluationInputs) -> torch.Tensor:
     return of_policy
 
 
+def check_tower(tower: Tower, cameras: dict[str, tuple[int, int]]) -> None:
+    """Whether critics can be shown these cameras' pictures (camera -> (h, w)) through a tower. Looks at black ones.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    check_sees_all(tower.bundle, cameras)
+    if cameras:
+        tower.encode({camera: np.zeros((1, *size, 3), np.uint8) for camera, size in cameras.items()})
+
+
 def judged_actions(config: CriticConfig, execute: int, window: WindowConfig) -> int:
     """How many actions of a chunk critics see, where the policy looks again after `execute` of them."""
     return min(execute, window.horizon) if config.judges == "executed" else window.horizon
