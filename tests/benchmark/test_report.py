@@ -79,12 +79,21 @@ def test_the_section_has_the_figures_that_follow_from_the_rows():
     assert "| `aloe` | 2 | 80 (70 to 90) | 80 | 800 | 40 | 200 | - | 20 (20 to 20) | - |" in section
     assert "| `sft` | 2 | 50 (40 to 60) | 50 | 500 | 40 | 200 | - | 20 (20 to 20) | - |" in section
     # paired: 90 - 40 = 50 and 70 - 60 = 10, so 30, from 10 to 50; every seed of aloe beats every seed of sft
-    assert "| `sft` | 2 | +30 (+10 to +50) | 1.00 (1.00 to 1.00) |" in section
+    # after as many human steps, 200 for both, the same; under disturbance all are equal; unseen starts were not measured
+    against = "| `sft` | 2 | +30 (+10 to +50) | 1.00 (1.00 to 1.00) | +30 (+10 to +50) | +0 (+0 to +0) | - |"
+    assert against in section
     assert "Observations: **state**" in section
     assert "    aloe benchmark small --methods sft aloe --seeds 0 1\n    aloe benchmark-report small" in section
     assert "Commit 1234567; 2 cores." in section
     assert "| `aloe` | 1 | 1 | plain | 40 | 200 | 3 | 70 of 100 | 25 | 700 |" in section
     assert "| `aloe` | 1 | 1 | disturbance | 40 | 200 | 3 | 20 of 100 | 25 | 700 |" in section
+
+
+def test_methods_are_set_side_by_side_after_as_many_of_the_humans_steps():
+    busier = table(())
+    busier.loc[(busier["method"] == "aloe") & (busier["round"] == 1), "human_steps"] = 800
+    # sft ends after 200 steps, at 40 and 60; there, a quarter of its way, aloe is at 30 + 60 / 4 = 45 and 30 + 40 / 4 = 40
+    assert "| `sft` | 2 | +30 (+10 to +50) | 1.00 (1.00 to 1.00) | -7 (-20 to +5) |" in suite_section(busier, None)
 
 
 def test_where_one_policy_has_several_tasks_success_in_each_is_shown():
@@ -232,6 +241,24 @@ def test_the_overview_says_how_far_the_default_is_ahead_after_every_round():
     )
 
 
+def test_the_page_of_a_method_says_what_it_came_to_in_every_suite(tmp_path):
+    Results(tmp_path / "results", "small").add(rows())
+    page, other = tmp_path / "docs" / "results.md", tmp_path / "docs" / "methods" / "sft.md"
+    other.parent.mkdir(parents=True)
+    page.write_text("<!-- benchmark:overview -->\n<!-- /benchmark -->\n")
+    other.write_text("how it works\n\n<!-- benchmark:method sft -->\n<!-- /benchmark -->\nmore\n")
+    assert other in write_report([OVERVIEW], tmp_path / "results", page)
+    text = other.read_text()
+    assert text.startswith("how it works\n\n<!-- benchmark:method sft -->\n\nSuccess")
+    command = "`aloe benchmark small --methods sft aloe --seeds 0 1`"
+    assert f"| `small` | 50 (40 to 60) | +30 (+10 to +50) | {command} |" in text
+    assert "](../results.md#the-benchmark)" in text
+    assert text.endswith("<!-- /benchmark -->\nmore\n")
+    other.write_text("<!-- benchmark:method qc -->\n<!-- /benchmark -->\n")
+    with pytest.raises(ValueError, match="qc has no results; play it first"):
+        write_report([OVERVIEW], tmp_path / "results", page)
+
+
 def test_a_page_without_the_section_is_named_and_left_alone(tmp_path):
     Results(tmp_path, "small").add(rows())
     page = tmp_path / "results.md"
@@ -347,15 +374,19 @@ def test_the_command_of_a_ranking_stands_beside_its_figures():
     assert "--rank" not in suite_section(table(), None)
 
 
-def test_curves_show_only_methods_of_the_same_seeds(tmp_path, monkeypatch):
+def test_curves_of_one_panel_are_of_the_same_seeds(tmp_path, monkeypatch):
     fewer = table()
     fewer = fewer[(fewer["method"] != "sft") | (fewer["seed"] == 0)]
     drawn = []
     monkeypatch.setattr(report.plt, "close", drawn.append)
     report.draw_curves(fewer, tmp_path / "x.png")
     (figure,) = drawn
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["aloe"]
-    assert figure.get_suptitle() == "small (state), seeds 0 1; the table has all"
+    curves = {
+        panel.get_title(): [line.get_label() for line in panel.lines] for panel in figure.axes if panel.get_title()
+    }
+    assert curves == {"seeds 0 1": ["aloe"], "seeds 0": ["sft", "aloe"]}  # sft beside aloe on its own seed
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "aloe"]
+    assert figure.get_suptitle() == "small (state)"
 
 
 def test_curves_show_many_methods_on_the_seeds_that_they_share(tmp_path, monkeypatch):
@@ -367,7 +398,7 @@ def test_curves_show_many_methods_on_the_seeds_that_they_share(tmp_path, monkeyp
     report.draw_curves(more, tmp_path / "x.png")  # two seeds of three methods, not four of one
     (figure,) = drawn
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["sft", "qc", "aloe"]
-    assert figure.get_suptitle() == "small (state), seeds 0 1; the table has all"
+    assert [panel.get_title() for panel in figure.axes] == ["seeds 0 1", ""], "and no panel for what is shown already"
 
 
 def test_the_overviews_curves_are_of_the_seeds_that_all_have(tmp_path, monkeypatch):

@@ -62,3 +62,29 @@ def overview_section(suites: Mapping[str, pd.DataFrame], picture: str) -> str:
             ),
         ]
     )
+
+
+def method_section(suites: Mapping[str, pd.DataFrame], method: str, page: str) -> str:
+    """What one method came to in every suite in which it was played. page: where the suites' sections are.
+
+    Raises:
+        ValueError: see `overview_section`; or it was played in none.
+    """
+    played = {name: rows for name, rows in suites.items() if method in methods_of(rows)}
+    if not played:
+        raise ValueError(f"{method} has no results; play it first, or take its section out of its page")
+    lines = []
+    for name, rows in played.items():
+        last = check_comparable(rows)
+        seeds = sorted(rates(rows, method, last, PLAIN))
+        ahead = difference(rows, REFERENCE, method, last) if method != REFERENCE else "-"
+        names = method if method == REFERENCE else f"{method} {REFERENCE}"
+        command = f"`aloe benchmark {name} --methods {names} --seeds {' '.join(map(str, seeds))}`"
+        lines.append([f"`{name}`", measured(rows, method, last, PLAIN), ahead, command])
+    return "\n\n".join(
+        [
+            "Success at the last round in percent, interquartile mean over the seeds with its 95 % interval, and how many "
+            f"points `{REFERENCE}` is ahead on the same seeds. [Curves and every round]({page}#the-benchmark).",
+            markdown_table(["suite", "success", f"`{REFERENCE}` is ahead by", "played by"], lines),
+        ]
+    )

@@ -1,5 +1,7 @@
 """Puts the tables and plots of the suites into the docs, from the parquet files alone."""
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from matplotlib.axes import Axes
 
 from aloe.benchmark.ablations import question_section
 from aloe.benchmark.critics import critics_section
-from aloe.benchmark.overview import OVERVIEW, overview_section
+from aloe.benchmark.overview import OVERVIEW, method_section, overview_section
 from aloe.benchmark.results import Results
 from aloe.benchmark.statistics import Estimate
 from aloe.benchmark.suites import ABLATION, METHODS, QUESTIONS, REFERENCE, SUITES
@@ -37,7 +39,8 @@ def write_report(names: Sequence[str], results: Path, page: Path) -> list[Path]:
     A section stands between the lines <!-- benchmark:SUITE --> and <!-- /benchmark -->. The ablations have one more for
     each of their `QUESTIONS`, <!-- benchmark:ablations-state QUESTION -->.
 
-    names: suites, and `OVERVIEW` for the one section, and plot, of all suites that have results.
+    names: suites, and `OVERVIEW` for the one section, and plot, of all suites that have results, and for the sections of
+    single methods, on whatever page beside `page` they are.
 
     Raises:
         ValueError: a suite has no results, or the page no section for it. Nothing has been written then.
@@ -46,6 +49,7 @@ def write_report(names: Sequence[str], results: Path, page: Path) -> list[Path]:
         raise ValueError(f"there is no {page} to put the tables into; name another with --page")
     suites = [name for name in names if name != OVERVIEW]
     text, rows = page.read_text(), {suite: Results(results, suite).read() for suite in suites}
+    others: dict[Path, str] = {}
     # The ablations have one round, and so no curves.
     pictures = {suite: page.with_name(f"benchmark-{suite}.png") for suite in suites if suite != ABLATION}
     for suite in suites:
@@ -61,11 +65,25 @@ def write_report(names: Sequence[str], results: Path, page: Path) -> list[Path]:
         every = {suite: Results(results, suite).read() for suite in compared}
         pictures[OVERVIEW] = page.with_name(f"benchmark-{OVERVIEW}.png")
         text = replace_section(text, OVERVIEW, overview_section(every, pictures[OVERVIEW].name), page)
+        others = _method_pages(every, page)
         draw_overview(every, pictures[OVERVIEW])
     for suite in rows.keys() & pictures.keys():
         draw_curves(rows[suite], pictures[suite])
     write_text(page, text)
-    return [page, *pictures.values()]
+    for other, content in others.items():
+        write_text(other, content)
+    return [page, *others, *pictures.values()]
+
+
+def _method_pages(suites: Mapping[str, pd.DataFrame], page: Path) -> dict[Path, str]:
+    """The pages beside `page`, and in folders there, with a section <!-- benchmark:method METHOD -->; it is filled anew."""
+    pages = {}
+    for other in sorted(set(page.parent.rglob("*.md")) - {page}):
+        text = other.read_text()
+        for method in re.findall(r"<!-- benchmark:method (\S+) -->", text):
+            section = method_section(suites, method, Path(os.path.relpath(page, other.parent)).as_posix())
+            text = pages[other] = replace_section(text, f"method {method}", section, other)
+    return pages
 
 
 def with_results(results: Path) -> list[str]:
@@ -96,27 +114,47 @@ def replace_section(text: str, name: str, section: str, page: Path) -> str:
 def draw_curves(rows: pd.DataFrame, path: Path) -> None:
     """Success over episodes and over the human's steps: interquartile mean of the seeds, with its 95 % interval.
 
-    All curves are of the same seeds, as others would begin elsewhere: those of a method, such that seeds times methods
-    that have them all are most. The other methods are left out.
+    A row of panels for each of `_groups`.
     """
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained", sharey=True)
-    places = [*METHODS, *(method for method in methods_of(rows) if method not in METHODS)]
     seeds = {method: set(rows.loc[rows["method"] == method, "seed"]) for method in methods_of(rows)}
-    shared = max(seeds.values(), key=lambda some: (len(some) * sum(some <= each for each in seeds.values()), len(some)))
-    drawn = [method for method in seeds if shared <= seeds[method]]
-    for method in drawn:
-        spent, success = curve(rows.loc[rows["seed"].isin(list(shared))], method)
-        for panel, name in zip(panels, _AXES, strict=True):
-            _draw_curve(panel, spent[name], success, method, places.index(method), with_band=len(shared) > 1)
-    for panel, label in zip(panels, _AXES.values(), strict=True):
+    groups = _groups(seeds)
+    figure, grid = plt.subplots(
+        len(groups), 2, figsize=(11, 0.4 + 4 * len(groups)), layout="constrained", sharey=True, squeeze=False
+    )
+    places = [*METHODS, *(method for method in methods_of(rows) if method not in METHODS)]
+    legend: dict[str, Artist] = {}
+    for panels, (shared, drawn) in zip(grid, groups, strict=True):
+        for method in drawn:
+            spent, success = curve(rows.loc[rows["seed"].isin(list(shared))], method)
+            for panel, name in zip(panels, _AXES, strict=True):
+                _draw_curve(panel, spent[name], success, method, places.index(method), with_band=len(shared) > 1)
+        panels[0].set_ylabel(_SUCCESS)
+        panels[0].set_title(f"seeds {' '.join(str(seed) for seed in sorted(shared))}", fontsize=10)
+        legend |= dict(zip(*reversed(panels[0].get_legend_handles_labels()), strict=True))
+    for panel, label in zip(grid[-1], _AXES.values(), strict=True):
         panel.set_xlabel(label)
-    panels[0].set_ylabel(_SUCCESS)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
-    others = "" if all(each == shared for each in seeds.values()) else "; the table has all"
-    named = " ".join(str(seed) for seed in sorted(shared))
-    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]}), seeds {named}{others}")
+    shown = [method for method in places if method in legend]
+    figure.legend([legend[method] for method in shown], shown, loc="outside right center")
+    figure.suptitle(f"{rows['suite'].iloc[0]} ({rows['observations'].iloc[0]})")
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _groups(seeds: Mapping[str, set[int]]) -> list[tuple[set[int], list[str]]]:
+    """Which methods to draw together, on which seeds. Curves of one panel are of the same seeds, as others would begin
+    elsewhere: those of a method, such that seeds times methods that have them all are most. What is left comes in panels of
+    its own, beside the usual ones where these have its seeds."""
+    groups: list[tuple[set[int], list[str]]] = []
+    left = dict(seeds)
+    while left:
+        shared = max(
+            left.values(), key=lambda some: (len(some) * sum(some <= each for each in left.values()), len(some))
+        )
+        new = [method for method in left if shared <= left[method]]
+        beside = (*new, *_SIMPLE, REFERENCE)
+        groups.append((shared, [method for method in seeds if method in beside and shared <= seeds[method]]))
+        left = {method: some for method, some in left.items() if method not in new}
+    return groups
 
 
 def draw_overview(suites: Mapping[str, pd.DataFrame], path: Path) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
+from numpy import ndarray
 
 from aloe.benchmark import statistics
 from aloe.benchmark.results import PLAIN, by_cell, check_one_start, start_seconds
@@ -76,7 +78,8 @@ def suite_section(rows: pd.DataFrame, picture: str | None, critics: Sequence[str
     if REFERENCE in set(rows["method"]) and len(methods_of(rows)) > 1:
         parts += [
             f"`{REFERENCE}` against each: mean difference in percentage points over the seeds that both have, each pair "
-            f"from the same start; probability that a seed of `{REFERENCE}` beats one of the other.",
+            f"from the same start; probability that a seed of `{REFERENCE}` beats one of the other. *At equal human "
+            "steps*: both curves read, linearly between rounds, where the one with fewer of the human's steps ends.",
             markdown_table(_AGAINST, [_against(rows, other, last) for other in methods_of(rows) if other != REFERENCE]),
         ]
     if picture is not None:
@@ -97,7 +100,10 @@ _HEAD = (
     *("method", "seeds", "success", "mean", "successes an hour", "episodes", "human steps"),
     *("critics choosing", "under disturbance", "from unseen starts"),
 )
-_AGAINST = ("method", "seeds", "difference in points", "probability of improvement")
+_AGAINST = (
+    *("method", "seeds", "difference in points", "probability of improvement"),
+    *("at equal human steps", "under disturbance", "from unseen starts"),
+)
 _EVERY = (
     *("method", "seed", "round", "measurement", "episodes", "human steps", "takeovers"),
     *("successes", "steps to success", "successes an hour"),
@@ -142,18 +148,37 @@ def measured(rows: pd.DataFrame, method: str, last: int, measurement: str) -> st
 def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
     ours, theirs = (rates(rows, method, last, PLAIN) for method in (REFERENCE, other))
     chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
-    both = len(ours.keys() & theirs.keys())
-    return [f"`{other}`", str(both), difference(rows, REFERENCE, other, last), _with_interval(chance, ".2f")]
-
-
-def difference(rows: pd.DataFrame, method: str, other: str, last: int) -> str:
-    """How many points of success `method` is above `other`: mean over the seeds that both have; - without any."""
-    ours, theirs = (rates(rows, name, last, PLAIN) for name in (method, other))
     both = sorted(ours.keys() & theirs.keys())
-    if not both:
-        return "-"
-    pairs = np.array([[ours[seed], theirs[seed]] for seed in both])
-    return percent(statistics.paired_difference(pairs[:, 0], pairs[:, 1]), "+.0f")
+    equal = np.array([_at_equal_human_steps(rows, other, seed) for seed in both]).reshape(-1, 2)
+    return [
+        f"`{other}`",
+        str(len(both)),
+        difference(rows, REFERENCE, other, last),
+        _with_interval(chance, ".2f"),
+        _paired(equal),
+        *(difference(rows, REFERENCE, other, last, name) for name in ("disturbance", "unseen")),
+    ]
+
+
+def _at_equal_human_steps(rows: pd.DataFrame, other: str, seed: int) -> tuple[float, float]:
+    """Success of `REFERENCE` and of another method on one seed, after as many of the human's steps."""
+    mine = rows.loc[(rows["seed"] == seed) & (rows["measurement"] == PLAIN)].sort_values("round")
+    curves = [mine.loc[mine["method"] == method] for method in (REFERENCE, other)]
+    spent = min(int(curve["human_steps"].iloc[-1]) for curve in curves)
+    won = [curve["successes"] / curve["evaluation_episodes"] for curve in curves]
+    ours, theirs = (float(np.interp(spent, c["human_steps"], w)) for c, w in zip(curves, won, strict=True))
+    return ours, theirs
+
+
+def difference(rows: pd.DataFrame, method: str, other: str, last: int, measurement: str = PLAIN) -> str:
+    """How many points of success `method` is above `other`: mean over the seeds that both have; - without any."""
+    ours, theirs = (rates(rows, name, last, measurement) for name in (method, other))
+    both = sorted(ours.keys() & theirs.keys())
+    return _paired(np.array([[ours[seed], theirs[seed]] for seed in both]))
+
+
+def _paired(pairs: Float[ndarray, "S 2"]) -> str:
+    return percent(statistics.paired_difference(pairs[:, 0], pairs[:, 1]), "+.0f") if len(pairs) else "-"
 
 
 def rates(rows: pd.DataFrame, method: str, index: int, measurement: str) -> dict[int, float]:

@@ -10,11 +10,10 @@ undo takes back the last label of its episode that was not taken back yet. `acti
 where an episode has another number since (somebody deleted one before it), the label is refused, not given to another.
 
 Labels change no picture, so they are no part of `ExperienceStore.episode_digest()`: what is cached of pictures stays.
-What is made of rewards or sources has to ask for `labels_digest()`, too.
+What is made of outcomes or sources asks for `schema.digest_of()`, which changes with them.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -102,12 +101,6 @@ def read_labels(root: Path) -> dict[int, Labelled]:
             raise ValueError(f"{root / LABELS_PATH}: line {number} is no label: {error}") from error
         held[episode] = Labelled(actions=actions, labels=labels)
     return {episode: labelled for episode, labelled in held.items() if labelled.labels}
-
-
-def labels_digest(labels: Mapping[int, Labelled]) -> str:
-    """Changes when the labels that hold say something else; "" where there are none."""
-    said = [[episode, [label.given for label in labels[episode].labels]] for episode in sorted(labels)]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest() if said else ""
 
 
 def apply_labels(frames: Frames, labels: Mapping[int, Labelled]) -> Frames:
