@@ -27,6 +27,7 @@ from aloe.benchmark.suites import (
     ABLATION,
     FLAWLESS,
     METHODS,
+    NOVICE,
     OTHERWISE,
     SUITES,
     TASKS,
@@ -456,7 +457,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
 
 def test_every_task_is_a_suite_with_pictures_and_one_with_state():
     tasks = [f"{task}{kind}" for task in TASKS for kind in ("", "-state", *OTHERWISE)]
-    assert sorted(SUITES) == sorted([*tasks, FLAWLESS, ABLATION])
+    assert sorted(SUITES) == sorted([*tasks, FLAWLESS, NOVICE, ABLATION])
     for task in TASKS:
         pictures, state = find_suite(task), find_suite(f"{task}-state")
         assert (pictures.name, state.name) == (task, f"{task}-state")
@@ -479,10 +480,11 @@ def test_words_alone_tell_the_tasks_that_share_a_scene_in_instructions():
     world.close()
 
 
-def test_the_flawless_suite_differs_from_precision_in_the_human_alone():
-    flawless, precision = find_suite(FLAWLESS).config, find_suite("precision-state").config
-    assert (flawless.human.takeovers, flawless.human.action_noise, flawless.human.miss_probability) == (None, 0, 0)
-    assert dataclasses.replace(flawless, human=precision.human) == precision
+@pytest.mark.parametrize(("name", "human"), [(FLAWLESS, (None, 0, 0)), (NOVICE, (10, 0.2, 0.3))])
+def test_a_suite_under_another_human_differs_from_precision_in_the_human_alone(name, human):
+    watched, precision = find_suite(name).config, find_suite("precision-state").config
+    assert (watched.human.takeovers, watched.human.action_noise, watched.human.miss_probability) == human
+    assert dataclasses.replace(watched, human=precision.human) == precision
 
 
 def test_a_reactive_suite_differs_from_its_task_in_the_executed_actions_alone():

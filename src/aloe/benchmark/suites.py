@@ -44,6 +44,7 @@ METHODS: Final[dict[str, Variant]] = {
     "awr-filtered": _with(method="awr", awr__failed_share=0.0),
     "recap": _with(method="recap"),
     "qc": _with(method="qc", **WHOLE_CHUNKS),
+    "qc-executed": _with(method="qc"),
     "aloe": _with(method="aloe"),
     "aloe-paper": _with(method="aloe", **PAPER),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
@@ -217,7 +218,11 @@ ABLATION: Final = "ablations-state"
 """The precision task with state observations, one round of many episodes, and every variant of `ABLATIONS`."""
 
 FLAWLESS: Final = "flawless-state"
-"""The precision task with state observations under a human who never errs and takes over without limit."""
+NOVICE: Final = "novice-state"
+
+WATCHED_BY: Final = {FLAWLESS: "expert", NOVICE: "novice"}
+"""The precision task with state observations under another human than the ordinary one: one who never errs and takes over
+without limit; one who reacts late, overlooks much and often fails. Suite -> grade."""
 
 OTHERWISE: Final[dict[str, Variant]] = {
     "-short-state": _horizon(4, execute=2),
@@ -231,7 +236,7 @@ SUITES: Final = (
     *(f"{task}-state" for task in TASKS),
     *TASKS,
     *(f"{task}{ending}" for ending in OTHERWISE for task in TASKS),
-    FLAWLESS,
+    *WATCHED_BY,
     ABLATION,
 )
 
@@ -254,9 +259,9 @@ def find_suite(name: str) -> Suite:
         # Twice the evaluation episodes, to tell the variants apart.
         once = replace(precision, rounds=1, eval=EvalConfig(episodes=200))
         return Suite(name=name, config=once, perturbations=(), variants=ABLATIONS, own_starts=True, first_seed=100)
-    if name == FLAWLESS:
+    if name in WATCHED_BY:
         precision = find_suite("precision-state").config
-        return Suite(name=name, config=replace(precision, human=GRADES["expert"]), perturbations=())
+        return Suite(name=name, config=replace(precision, human=GRADES[WATCHED_BY[name]]), perturbations=())
     for ending, variant in OTHERWISE.items():
         if name.endswith(ending):
             usual = find_suite(name.removesuffix(ending) + "-state")
