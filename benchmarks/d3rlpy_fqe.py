@@ -1,7 +1,8 @@
 """How well does a library's fitted Q evaluation rank the policy versions of a run? d3rlpy's, on what `aloe rank` is given.
 
-    uv pip install --no-deps --target runs/d3rlpy d3rlpy==2.8.1 gym==0.26.2 gym-notices==0.1.0 structlog==26.1.0 \\
-        dataclasses-json==0.6.7 marshmallow==4.4.0 typing-inspect==0.9.0 mypy-extensions==1.1.0 colorama==0.4.6 h5py==3.16.0
+    uv pip install --python .venv/bin/python --no-deps --target runs/d3rlpy d3rlpy==2.8.1 gym==0.26.2 gym-notices==0.1.0 \\
+        structlog==26.1.0 dataclasses-json==0.6.7 marshmallow==4.4.0 typing-inspect==0.9.0 mypy-extensions==1.2.0 \\
+        colorama==0.4.6 h5py==3.16.0
     PYTHONPATH=runs/d3rlpy .venv/bin/python benchmarks/d3rlpy_fqe.py runs/benchmark/precision-state/aloe-6
 
 In a folder of its own, since d3rlpy asks for an older Gymnasium than LeRobot does; it runs with the newer one. Network,

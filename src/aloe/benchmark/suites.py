@@ -44,7 +44,6 @@ METHODS: Final[dict[str, Variant]] = {
     "awr-filtered": _with(method="awr", awr__failed_share=0.0),
     "recap": _with(method="recap"),
     "qc": _with(method="qc", **WHOLE_CHUNKS),
-    "qc-executed": _with(method="qc"),
     "aloe": _with(method="aloe"),
     "aloe-paper": _with(method="aloe", **PAPER),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
@@ -59,6 +58,7 @@ METHODS: Final[dict[str, Variant]] = {
     "aloe-both": _with(method="aloe", critic__critics=10, sources__corrections=0.5),
     # Without critics, what ALOE's weights do most visibly: in the first round about half or more of them is the human's.
     "filtered-half-corrections": _with(method="filtered", sources__corrections=0.5),
+    "qc-executed": _with(method="qc"),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 
