@@ -46,7 +46,8 @@ def test_a_config_is_kept_as_json_gives_it_back(tmp_path):
 
 
 def test_the_same_config_goes_on_and_another_is_refused_by_its_differences(tmp_path):
-    RunFolder.open(tmp_path / "run", Config())
+    with RunFolder.open(tmp_path / "run", Config()).stage(0, "sft"):
+        pass
     RunFolder.open(tmp_path / "run", Config())
     other = Config(seed=3, inner=Inner(rate=0.2))
     with pytest.raises(ValueError, match=r"seed: 0, now 3; inner\.rate: 0\.1, now 0\.2.*another --output-dir"):
@@ -69,7 +70,8 @@ class Rounds:
 
 
 def test_a_run_goes_on_with_less_memory_and_not_with_another_batch(tmp_path):
-    RunFolder.open(tmp_path, Rounds())
+    with RunFolder.open(tmp_path, Rounds()).stage(0, "sft"):
+        pass
     less = Rounds(improve=Training(accumulate=4))
     RunFolder.open(tmp_path, less)
     assert json.loads((tmp_path / "config.json").read_text()) == to_plain(less)
@@ -86,6 +88,15 @@ def test_a_run_goes_on_for_more_rounds_and_not_for_fewer_than_it_has_begun(tmp_p
     assert json.loads((tmp_path / "config.json").read_text())["rounds"] == 2
     RunFolder.open(tmp_path, Rounds(rounds=3))
     assert json.loads((tmp_path / "config.json").read_text())["rounds"] == 3
+
+
+def test_a_folder_in_which_nothing_was_begun_takes_other_options(tmp_path):
+    RunFolder.open(tmp_path, Config())
+    RunFolder.open(tmp_path, Config(seed=3))
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 3
+    (tmp_path / "experience").mkdir()  # a store of its own: what is in it was recorded with these options
+    with pytest.raises(ValueError, match="seed: 3, now 4"):
+        RunFolder.open(tmp_path, Config(seed=4))
 
 
 def test_looking_whether_a_run_may_go_on_writes_nothing(tmp_path):
