@@ -62,7 +62,7 @@ class Sampled:
 
     def predict_best_action(self, x: Float[Tensor, "B O"]) -> Float[Tensor, "B A"]:
         # What follows a terminal step is zeros, and its value counts for nothing.
-        rows = np.array([self._row.get(row.tobytes(), 0) for row in x.numpy()])
+        rows = np.array([self._row[row.tobytes()] if row.any() else 0 for row in x.numpy()])
         which = self._rng.integers(self._actions.shape[1], size=len(rows))
         return torch.from_numpy(self._actions[rows, which])
 

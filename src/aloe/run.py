@@ -35,7 +35,7 @@ FREE_OFFLINE = ("experience", "rename")
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes a file atomically: a reader sees the old content or the new, never a part; nor does one after a power cut."""
+    """Writes a file atomically: a reader sees the old content or the new, never a part, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(content)
@@ -235,7 +235,8 @@ class RunFolder:
         result: dict[str, Any] = {}
         start = time.monotonic()
         yield result
-        for made in self.round(index).rglob("*"):  # or a power cut might leave a stage that is done without its results
+        # Or a power cut might leave a stage that is done without its results (of a run: single commands write elsewhere).
+        for made in self.round(index).rglob("*"):
             sync(made)
         write_json(self.round(index) / f"{stage}.done.json", result | {"seconds": round(time.monotonic() - start, 2)})
 
