@@ -29,6 +29,7 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
+from aloe.config import RunConfig
 from aloe.experience.store import ExperienceStore
 from aloe.rank import discounted_return, evidence, measures, open_run, settings
 from aloe.run import RunFolder
@@ -73,11 +74,8 @@ def observed(data: CriticData) -> Float32[ndarray, "N O"]:
     return torch.cat([seen.state, seen.language], 1).float().contiguous().numpy()
 
 
-def evaluate(run: RunFolder, version: int, config: Config) -> dict[int, float]:
+def evaluate(run: RunFolder, settings_of_run: RunConfig, version: int, config: Config) -> dict[int, float]:
     """Mean value of a version in the start states of the evaluation, by d3rlpy's FQE, by steps."""
-    _, settings_of_run, _ = open_run(run.root)
-    if settings_of_run.world.observations != "state":
-        raise ValueError(f"{run.root} sees pictures; give runs with state observations")
     store = settings_of_run.learns_from(ExperienceStore.read(run.experience))
     window, fit = settings(settings_of_run, "fqe", config.steps)
     known = evidence(run, settings_of_run, store, version, window, fit.sample_batch, "cpu")
@@ -117,6 +115,8 @@ def main(config: Config) -> None:
     found: dict[Path, list[dict[str, Any]]] = {}
     for root in config.runs:
         run, settings_of_run, versions = open_run(root)
+        if settings_of_run.world.observations != "state":
+            raise ValueError(f"{root} sees pictures; give runs with state observations")
         scale = (run.done(0, "demos") or {})["return_scale"]
         for version in versions:
             facts = EvaluatedEpisode.read(run.round(version) / "fresh.json")
@@ -124,7 +124,7 @@ def main(config: Config) -> None:
                 "success": np.mean([fact.success for fact in facts]),
                 "return": np.mean([discounted_return(fact, settings_of_run.window, scale) for fact in facts]),
             }
-            row |= {str(step): value for step, value in evaluate(run, version, config).items()}
+            row |= {str(step): value for step, value in evaluate(run, settings_of_run, version, config).items()}
             found.setdefault(root, []).append(row)
             print_row([f"{root.parent.name}/{root.name}", version, *(f"{v:.2f}" for v in row.values())])
     for root, rows in found.items():

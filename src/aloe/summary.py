@@ -1,6 +1,5 @@
 """What a run has come to, in one small file: `summary.json`."""
 
-import json
 from typing import Any, Final
 
 from jaxtyping import Bool
@@ -8,7 +7,7 @@ from numpy import ndarray
 
 from aloe.config import RunConfig
 from aloe.experience.schema import Frames
-from aloe.run import RunFolder
+from aloe.run import RunFolder, read_json
 from aloe.types import Source
 
 STAGES: Final = (
@@ -27,7 +26,8 @@ def counts(frames: Frames, mine: Bool[ndarray, "N"]) -> dict[str, int]:
 
 def judged(run: RunFolder, index: int) -> dict[str, Any]:
     """What the round's critics were worth: numbers, tables by decile, warnings."""
-    trust = json.loads((run.round(index) / "trust.json").read_text())
+    remedy = "delete it and trust.done.json beside it, and that stage is made anew"
+    trust = read_json(run.round(index) / "trust.json", remedy)
     return {"trust": trust["numbers"], "by_decile": trust["by_decile"], "warnings": trust["warnings"]}
 
 

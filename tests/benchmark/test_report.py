@@ -254,6 +254,9 @@ def test_the_page_of_a_method_says_what_it_came_to_in_every_suite(tmp_path):
     assert f"| `small` | 50 (40 to 60) | +30 (+10 to +50) | {command} |" in text
     assert "](../results.md#the-benchmark)" in text
     assert text.endswith("<!-- /benchmark -->\nmore\n")
+    other.write_text("<!-- benchmark:method aloe -->\n<!-- /benchmark -->\n")
+    write_report([OVERVIEW], tmp_path / "results", page)
+    assert "| `small` | 80 (70 to 90) | `aloe benchmark small --methods aloe --seeds 0 1` |" in other.read_text()
     other.write_text("<!-- benchmark:method qc -->\n<!-- /benchmark -->\n")
     with pytest.raises(ValueError, match="qc has no results; play it first"):
         write_report([OVERVIEW], tmp_path / "results", page)

@@ -77,14 +77,16 @@ def method_section(suites: Mapping[str, pd.DataFrame], method: str, page: str) -
     for name, rows in played.items():
         last = check_comparable(rows)
         seeds = sorted(rates(rows, method, last, PLAIN))
-        ahead = difference(rows, REFERENCE, method, last) if method != REFERENCE else "-"
+        ahead = [] if method == REFERENCE else [difference(rows, REFERENCE, method, last)]
         names = method if method == REFERENCE else f"{method} {REFERENCE}"
         command = f"`aloe benchmark {name} --methods {names} --seeds {' '.join(map(str, seeds))}`"
-        lines.append([f"`{name}`", measured(rows, method, last, PLAIN), ahead, command])
+        lines.append([f"`{name}`", measured(rows, method, last, PLAIN), *ahead, command])
+    head = ["suite", "success", *([] if method == REFERENCE else [f"`{REFERENCE}` is ahead by"]), "played by"]
+    also = "" if method == REFERENCE else f", and how many points `{REFERENCE}` is ahead on the same seeds"
     return "\n\n".join(
         [
-            "Success at the last round in percent, interquartile mean over the seeds with its 95 % interval, and how many "
-            f"points `{REFERENCE}` is ahead on the same seeds. [Curves and every round]({page}#the-benchmark).",
-            markdown_table(["suite", "success", f"`{REFERENCE}` is ahead by", "played by"], lines),
+            f"Success at the last round in percent, interquartile mean over the seeds with its 95 % interval{also}. "
+            f"[Curves and every round]({page}#the-benchmark).",
+            markdown_table(head, lines),
         ]
     )

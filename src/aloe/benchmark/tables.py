@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
-from numpy import ndarray
 
 from aloe.benchmark import statistics
 from aloe.benchmark.results import PLAIN, by_cell, check_one_start, start_seconds
@@ -149,13 +147,12 @@ def _against(rows: pd.DataFrame, other: str, last: int) -> list[str]:
     ours, theirs = (rates(rows, method, last, PLAIN) for method in (REFERENCE, other))
     chance = statistics.probability_of_improvement(np.array([*ours.values()]), np.array([*theirs.values()]))
     both = sorted(ours.keys() & theirs.keys())
-    equal = np.array([_at_equal_human_steps(rows, other, seed) for seed in both]).reshape(-1, 2)
     return [
         f"`{other}`",
         str(len(both)),
         difference(rows, REFERENCE, other, last),
         _with_interval(chance, ".2f"),
-        _paired(equal),
+        _paired([_at_equal_human_steps(rows, other, seed) for seed in both]),
         *(difference(rows, REFERENCE, other, last, name) for name in ("disturbance", "unseen")),
     ]
 
@@ -174,11 +171,15 @@ def difference(rows: pd.DataFrame, method: str, other: str, last: int, measureme
     """How many points of success `method` is above `other`: mean over the seeds that both have; - without any."""
     ours, theirs = (rates(rows, name, last, measurement) for name in (method, other))
     both = sorted(ours.keys() & theirs.keys())
-    return _paired(np.array([[ours[seed], theirs[seed]] for seed in both]))
+    return _paired([(ours[seed], theirs[seed]) for seed in both])
 
 
-def _paired(pairs: Float[ndarray, "S 2"]) -> str:
-    return percent(statistics.paired_difference(pairs[:, 0], pairs[:, 1]), "+.0f") if len(pairs) else "-"
+def _paired(rates: Sequence[tuple[float, float]]) -> str:
+    """Mean difference in points, in pairs of one seed each; - without any."""
+    if not rates:
+        return "-"
+    ours, theirs = np.array(rates).T
+    return percent(statistics.paired_difference(ours, theirs), "+.0f")
 
 
 def rates(rows: pd.DataFrame, method: str, index: int, measurement: str) -> dict[int, float]:
