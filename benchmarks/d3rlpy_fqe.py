@@ -5,9 +5,10 @@
         colorama==0.4.6 h5py==3.16.0
     PYTHONPATH=runs/d3rlpy .venv/bin/python benchmarks/d3rlpy_fqe.py runs/benchmark/precision-state/aloe-6
 
-In a folder of its own, since d3rlpy asks for an older Gymnasium than LeRobot does; it runs with the newer one. Network,
-learning rate, batch and target updates are the library's defaults. The transitions are single steps of the run's final
-store, and the action in the next state is drawn from those that the version sampled there, afresh in every batch.
+(`make setup` may have put uv into .venv-uv/bin.) In a folder of its own, since d3rlpy asks for an older Gymnasium than
+LeRobot does; it runs with the newer one. Network, learning rate, batch and target updates are the library's defaults. The
+transitions are single steps of the run's final store, and the action in the next state is drawn from those that the version
+sampled there, afresh in every batch.
 """
 
 import json
