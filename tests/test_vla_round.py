@@ -227,3 +227,13 @@ def test_critic_judges_fewer_actions_than_the_policy_predicts(
     with pytest.raises(SystemExit):
         aloe("critic", *source, "--output-dir", tmp_path / "long", "--window.horizon", 7)
     assert "chunks of 6 actions, windows hold 7; give --window.horizon 6 or less" in capsys.readouterr().err
+
+
+def test_guidance_that_the_policy_does_not_know_is_refused_before_the_run_begins(
+    checkpoint: Path, store: ExperienceStore, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = ["--policy.path", checkpoint, "--experience.robot.root", store.root, "--offline", "--window.horizon", 6]
+    with pytest.raises(SystemExit):
+        aloe("run", *source, "--method", "recap", "--recap.guidance", 1.5, "--output-dir", tmp_path / "run")
+    assert "knows no classifier-free guidance; give --recap.guidance 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from aloe.experience.windows import make_windows, return_scale
 from aloe.methods import aloe as aloe_method
 from aloe.methods import awr, qc, recap
 from aloe.policies.bundle import PolicyBundle, Tower, check_device
-from aloe.policies.flow import chunk_shape
+from aloe.policies.flow import check_guided, chunk_shape
 from aloe.policies.train import ActorRows
 from aloe.rollout.pool import WorldPool
 from aloe.run import RunFolder, read_json, write_json
@@ -412,6 +412,8 @@ def run_circle(
             stages.check_fits_world(bundle, config.world)
             cameras = config.world.camera_sizes
         stages.check_tower(Tower(bundle=bundle, image_tokens=config.critic.image_tokens), cameras)
+        if config.method == "recap" and config.recap.guidance != 1:
+            check_guided(bundle.policy)
         if config.window.horizon > (predicted := chunk_shape(bundle.policy)[0]):
             raise ValueError(
                 f"{config.policy.path} predicts chunks of {predicted} actions; give --window.horizon {predicted} or less"

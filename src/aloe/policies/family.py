@@ -22,6 +22,8 @@ class Family(Protocol):
 
     RESIZES: bool
     """Whether pictures of any size may be given: they are resized inside."""
+    GUIDED: bool
+    """Whether `sample_chunks` heeds an unconditional batch; where it does not, guidance is refused before it is called."""
 
     def noise_dim(self, policy: Any) -> int:
         """N, the width of a step's noise: that of an action, or of what it is padded to inside."""

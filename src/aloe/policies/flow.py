@@ -70,6 +70,12 @@ def _beside(policy: PreTrainedPolicy, batch: Batch) -> Batch:
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
+def check_guided(policy: PreTrainedPolicy) -> None:
+    """Raises ValueError for a policy that knows no classifier-free guidance."""
+    if not family(policy).GUIDED:
+        raise ValueError(f"{policy.name} knows no classifier-free guidance; give --recap.guidance 1")
+
+
 def chunk_shape(policy: PreTrainedPolicy) -> tuple[int, int]:
     """(H, A) of the chunks that the policy predicts."""
     family(policy)
@@ -167,7 +173,12 @@ def sample_chunks(
     """M chunks for each observation from M draws of noise; the observation is encoded once.
 
     `unconditional` is the same observation under the plain instruction, for classifier-free guidance.
+
+    Raises:
+        ValueError: there is one, and the policy was not made for it.
     """
+    if unconditional is not None:
+        check_guided(policy)
     policy.eval()
     plain = None if unconditional is None else _beside(policy, unconditional)
     noise = noise.to(device_of(policy))

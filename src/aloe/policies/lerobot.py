@@ -29,6 +29,7 @@ from aloe.policies.family import Batch, Part
 
 Vla = SmolVLAPolicy | PI0Policy | PI05Policy
 RESIZES = True
+GUIDED = False
 """With their proportions kept, to what the tower was made for."""
 
 
@@ -75,13 +76,7 @@ def sample_chunks(
     unconditional: Batch | None = None,
     guidance: float = 1.0,
 ) -> Float[Tensor, "B M H A"]:
-    """M chunks for each observation, which is encoded once. Equal to `predict_action_chunk` for each of the M noises.
-
-    Raises:
-        ValueError: guidance is asked for, which these policies were not made for.
-    """
-    if unconditional is not None:
-        raise ValueError(f"{policy.name} is not guided; give --recap.guidance 1")
+    """M chunks for each observation, which is encoded once. Equal to `predict_action_chunk` for each of the M noises."""
     seen, state = _observation(policy, batch)
     model, encoder = _model(policy), _encoder(policy)
     if isinstance(policy, SmolVLAPolicy):

@@ -11,6 +11,7 @@ from aloe.policies.tiny_vla.configuration_tiny_vla import LANGUAGE_DIM
 from aloe.policies.tiny_vla.modeling_tiny_vla import LANGUAGE_EMBEDDING, TinyVLAPolicy
 
 RESIZES = False
+GUIDED = True
 
 
 def noise_dim(policy: TinyVLAPolicy) -> int:
