@@ -188,12 +188,14 @@ PAPER: dict[str, Any] = WHOLE_CHUNKS | {
     "fit__target_aggregation": "min",
     "fit__advantage_aggregation": "min",
     "fit__tail_fill": "zero",
+    "fit__clamp_targets": False,
+    "window__chunk_discount": 0.99**8,
     "aloe__failed_share": 1.0,
     "aloe__best_of": 1,
 }
-"""What the paper publishes of ALOE's method: two critics of whole chunks, slow targets, their minimum, zeros past the end,
-the whole buffer, no choice by critics while collecting. Sizes, discount and clamping stay ours, as does what the paper does
-not disclose."""
+"""What the paper publishes of ALOE's method: two critics of whole chunks, slow targets that are not clamped, their minimum,
+zeros past the end, a discount of 0.99 a step (in chunks of eight), the whole buffer, no choice by critics while collecting.
+Sizes stay ours, as does what the paper does not disclose."""
 
 QUICKSTART = RunConfig(
     world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
