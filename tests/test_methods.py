@@ -53,6 +53,10 @@ def test_value_methods_run_where_critics_would_have_a_trunk_each(tmp_path):
     assert run.done(1, "improve")
 
 
+def test_the_papers_preset_discounts_every_step_by_a_hundredth():
+    assert PRESETS["paper"].window.discount == pytest.approx(0.99)  # in windows of the length that the preset has
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
