@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from aloe import stages
+from aloe.benchmark.suites import find_suite, method_config
 from aloe.config import PRESETS, RunConfig
 from aloe.experience.mixture import SourceRatios
 from aloe.loop import run_circle
@@ -53,8 +54,10 @@ def test_value_methods_run_where_critics_would_have_a_trunk_each(tmp_path):
     assert run.done(1, "improve")
 
 
-def test_the_papers_preset_discounts_every_step_by_a_hundredth():
-    assert PRESETS["paper"].window.discount == pytest.approx(0.99)  # in windows of the length that the preset has
+def test_what_the_paper_publishes_discounts_every_step_by_a_hundredth_whatever_the_horizon():
+    assert PRESETS["paper"].window.discount == pytest.approx(0.99)
+    config = method_config(find_suite("precision-short-state"), "aloe-paper", 0)
+    assert (config.window.horizon, config.window.discount) == (4, pytest.approx(0.99))
 
 
 @pytest.mark.parametrize(

@@ -183,19 +183,24 @@ def with_options(config: RunConfig, options: Mapping[str, Any]) -> RunConfig:
 WHOLE_CHUNKS: dict[str, Any] = {"critic__judges": "whole", "fit__polyak": 0.005}
 """Critics of whole chunks and slow targets, as the paper has them."""
 
-PAPER: dict[str, Any] = WHOLE_CHUNKS | {
+PAPER_CLAMPED: dict[str, Any] = WHOLE_CHUNKS | {
     "critic__critics": 2,
     "fit__target_aggregation": "min",
     "fit__advantage_aggregation": "min",
     "fit__tail_fill": "zero",
-    "fit__clamp_targets": False,
-    "window__chunk_discount": 0.99**8,
     "aloe__failed_share": 1.0,
     "aloe__best_of": 1,
 }
-"""What the paper publishes of ALOE's method: two critics of whole chunks, slow targets that are not clamped, their minimum,
-zeros past the end, a discount of 0.99 a step (in chunks of eight), the whole buffer, no choice by critics while collecting.
-Sizes stay ours, as does what the paper does not disclose."""
+"""What the paper publishes of ALOE's method, but for discount and clamping: two critics of whole chunks, slow targets,
+their minimum, zeros past the end, the whole buffer, no choice by critics while collecting."""
+
+
+def as_published(config: RunConfig) -> RunConfig:
+    """The config with what the paper publishes of ALOE's method: `PAPER_CLAMPED`, a discount of 0.99 a step whatever the
+    horizon, and targets that are not clamped. Sizes stay the config's, as does what the paper does not disclose."""
+    discount = 0.99**config.window.horizon
+    return with_options(config, PAPER_CLAMPED | {"fit__clamp_targets": False, "window__chunk_discount": discount})
+
 
 QUICKSTART = RunConfig(
     world=MetaWorldConfig(task="button-press-topdown-v3", max_steps=40),
@@ -209,7 +214,7 @@ QUICKSTART = RunConfig(
 
 PRESETS: dict[str, RunConfig] = {
     "quickstart": QUICKSTART,
-    "paper": with_options(QUICKSTART, PAPER),
+    "paper": as_published(QUICKSTART),
     "offline": RunConfig(offline=True, rounds=1, improve=ActorConfig(steps=2000), trust=TrustConfig(episodes=50)),
     "tiny": RunConfig(
         rounds=2,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
-from aloe.config import PAPER, WHOLE_CHUNKS, CollectConfig, EvalConfig, RunConfig, with_options
+from aloe.config import PAPER_CLAMPED, WHOLE_CHUNKS, CollectConfig, EvalConfig, RunConfig, as_published, with_options
 from aloe.methods.aloe import AloeConfig
 from aloe.policies.recipe import ActorConfig
 from aloe.rollout.human import GRADES
@@ -45,7 +45,7 @@ METHODS: Final[dict[str, Variant]] = {
     "recap": _with(method="recap"),
     "qc": _with(method="qc", **WHOLE_CHUNKS),
     "aloe": _with(method="aloe"),
-    "aloe-paper-clamped": _with(method="aloe", **PAPER | {"fit__clamp_targets": True, "window__chunk_discount": 0.99}),
+    "aloe-paper-clamped": _with(method="aloe", **PAPER_CLAMPED),
     "aloe-in-sample": _with(method="aloe", fit__bootstrap="in-sample"),
     "aloe-monte-carlo": _with(method="aloe", fit__bootstrap="monte-carlo"),
     "aloe-best-of-1": _with(method="aloe", aloe__best_of=1),
@@ -59,7 +59,7 @@ METHODS: Final[dict[str, Variant]] = {
     # Without critics, what ALOE's weights do most visibly: in the first round about half or more of them is the human's.
     "filtered-half-corrections": _with(method="filtered", sources__corrections=0.5),
     "qc-executed": _with(method="qc"),
-    "aloe-paper": _with(method="aloe", **PAPER),
+    "aloe-paper": lambda config: as_published(with_options(config, {"method": "aloe"})),
 }
 """Everything that can be played in a suite of methods, in the order of the tables."""
 

@@ -29,8 +29,8 @@ from aloe.policies.family import Batch, Part
 
 Vla = SmolVLAPolicy | PI0Policy | PI05Policy
 RESIZES = True
-GUIDED = False
 """With their proportions kept, to what the tower was made for."""
+GUIDED = False
 
 
 def noise_dim(policy: Vla) -> int:
