@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.policies.factory import get_policy_class
 
 from aloe import cli
+from aloe.config import PRESETS
+from aloe.loop import run_circle
 
 sys.path.insert(0, str(Path(__file__).parent / "policies"))
 import vlas
@@ -90,7 +93,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def test_commands_of_your_policy_lead_to_a_checkpoint_that_lerobot_loads(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = commands("your-policy.md")
+    given = [words for words in commands("your-policy.md") if "runs/try" not in words]
     assert [words[1] for words in given] == ["run", "run", "critic", "improve"]
     for words in given:
         monkeypatch.setattr(sys, "argv", [*words, *SMALLER[words[1]]])
@@ -102,3 +105,14 @@ def test_commands_of_your_policy_lead_to_a_checkpoint_that_lerobot_loads(
         assert any((before[name] != value).any() for name, value in policy.state_dict().items())
     trust = (lab / "runs/first/rounds/001/trust.json").read_text()
     assert '"value_rank_correlation"' in trust
+
+
+def test_what_the_quick_start_leaves_is_enough_to_try_an_offline_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_circle(replace(PRESETS["tiny"], rounds=1), Path("runs/quickstart-0"), say=lambda _: None)
+    (words,) = (words for words in commands("your-policy.md") if "runs/try" in words)
+    monkeypatch.setattr(sys, "argv", [*words, "--window.horizon", "4", "--fit.steps", "3", "--improve.steps", "2"])
+    cli.main()
+    assert get_policy_class("tiny_vla").from_pretrained("runs/try/rounds/001/pretrained_model")

@@ -191,6 +191,14 @@ def test_the_report_shows_the_roots_episodes_and_which_of_them_the_critics_have_
     assert [row["success"] for row in shown["runs"][0]["rounds"]] == [None, None]
 
 
+def test_where_nothing_is_measured_no_table_has_room_for_it(
+    run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run()
+    assert "success" not in " ".join(capsys.readouterr().out.split())
+    assert [name for name, _ in report_of(folder)["runs"][0]["facts"] if name == "task"] == []
+
+
 def test_values_of_states_learn_from_every_episode_and_so_no_report_calls_one_held_out(
     run: Callable[..., Path],
 ) -> None:

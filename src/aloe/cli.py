@@ -134,10 +134,12 @@ def find_command(name: str) -> Any:
 
 
 def _print_commands(arguments: list[str]) -> None:
-    print("usage: aloe COMMAND [options]      (aloe COMMAND --help lists the options)\n")
+    group = "data " if arguments[:1] == ["data"] else ""
+    print(f"usage: aloe {group}COMMAND [options]      (aloe {group}COMMAND --help lists the options)\n")
     for name, (_, purpose) in COMMANDS.items():
-        print(f"  {name:<16} {purpose}")
-    asked = arguments[1:] if arguments[:1] == ["data"] else arguments
+        if name.startswith(group):
+            print(f"  {name.removeprefix(group):<16} {purpose}")
+    asked = arguments[1:] if group else arguments
     if asked and asked[0] not in ("-h", "--help"):
         unknown = " ".join(arguments[: len(arguments) - len(asked) + 1])
         print(f"aloe: unknown command {unknown!r}", file=sys.stderr)

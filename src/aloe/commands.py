@@ -255,7 +255,7 @@ class Critic(FitConfig):
             )
             run.logger(0, "advantages")(0, metrics)
         for name, value in metrics.items():
-            console.print(f"{name:>20} {value:8.3f}")
+            console.print(f"{name:>20} {value:8.3f}  {stages.reading(name)}", markup=False)
         console.print(f"wrote {self.output_dir / 'advantages.parquet'}")
 
 

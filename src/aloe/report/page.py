@@ -159,7 +159,7 @@ def _facts(run: RunSoFar) -> list[tuple[str, str]]:
     measured = [] if config["offline"] else [("measured over", f"{config['eval']['episodes']} episodes a version")]
     return [
         ("method", config["method"]),
-        ("task", run.task),
+        *([] if config["offline"] else [("task", run.task)]),
         ("seed", str(config["seed"])),
         seen,
         *measured,

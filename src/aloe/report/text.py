@@ -1,6 +1,7 @@
 """The tables of a run, for a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,32 +13,27 @@ from aloe.report.health import critic_health
 def round_table(run: RunSoFar) -> Table:
     """Round, episodes so far, human takeovers, success with its 95 % interval, steps to success, wall time."""
     table = Table(title=escape(run.title))
-    for name in (
-        "round",
-        "episodes",
-        "takeovers",
-        "success",
-        "95 % interval",
-        "steps to success",
-        "wall time",
-    ):
+    offline = run.config["offline"]  # nothing is measured there
+    success = () if offline else ("success", "95 % interval", "steps to success")
+    for name in ("round", "episodes", "takeovers", *success, "wall time"):
         table.add_column(name, justify="right")
     elapsed = 0.0
     for row in run.rounds:
         elapsed += sum(row["seconds"].values())
-        steps = row["steps_to_success"]
         table.add_row(
             str(row["round"]),
             *("-" if row[name] is None else str(row[name]) for name in ("episodes", "takeovers")),
-            *(
-                ("-", "-")  # offline nothing is measured
-                if row["success"] is None
-                else (f"{row['success']:.0%}", f"{row['success_low']:.0%} to {row['success_high']:.0%}")
-            ),
-            "-" if steps is None else f"{steps:.0f}",
+            *(() if offline else _success(row)),
             "{}:{:02}".format(*divmod(round(elapsed), 60)),
         )
     return table
+
+
+def _success(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    steps = "-" if row["steps_to_success"] is None else f"{row['steps_to_success']:.0f}"
+    if row["success"] is None:
+        return "-", "-", steps
+    return f"{row['success']:.0%}", f"{row['success_low']:.0%} to {row['success_high']:.0%}", steps
 
 
 def task_table(run: RunSoFar) -> Table | None:

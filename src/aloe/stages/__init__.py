@@ -27,6 +27,7 @@ from aloe.stages.critic import (
     new_critic,
     normalised_actions,
     observation_shape,
+    reading,
     sample_stage,
 )
 from aloe.stages.play import (
@@ -75,6 +76,7 @@ __all__ = [
     "observation_shape",
     "open_store",
     "policy_rows",
+    "reading",
     "rows_from_advantages",
     "sample_stage",
     "seen_by",

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from jaxtyping import Float32
 from lerobot.utils.constants import OBS_STATE
 from torch import Tensor
 
+from aloe.evaluation.health import EQUAL_WEIGHTS, FEW_EFFECTIVE
 from aloe.evaluation.support import effective_share
 from aloe.experience.cache import Cache, FeatureCache, FrameCache
 from aloe.experience.schema import Experience, Frames, digest_of
@@ -220,6 +222,22 @@ def advantage_stage(
     spread = {"spread_data": evaluation.q.std(-1).mean(), "spread_samples": evaluation.q_samples.std(-1).mean()}
     metrics = advantage_metrics(inputs.frames, evaluation.value, evaluation.advantage, actor)
     return metrics | {name: float(mean) for name, mean in spread.items()}
+
+
+READINGS: Final = {
+    "effective_share": f"healthy from {FEW_EFFECTIVE} to {EQUAL_WEIGHTS}",
+    "value": "mean; -1: --scale steps away from success",
+    "advantage": "mean; above 0: better than the policy would",
+    "weight": "share of all weight",
+    "spread_data": "the critics' doubt about what was done",
+    "spread_samples": "and about the policy's chunks; healthy: alike",
+}
+"""What the metrics of `advantage_stage` say, by name; of those that end with a source, by what comes before it."""
+
+
+def reading(metric: str) -> str:
+    """One line for who reads the number for the first time."""
+    return READINGS.get(metric) or READINGS[metric.partition("_")[0]]
 
 
 def critic_columns(evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from aloe.evaluation.success import SuccessReport
 from aloe.experience.store import ExperienceStore
@@ -72,12 +73,15 @@ def _demonstrate_task(store: ExperienceStore, pool: WorldPool, config: DemosConf
     requests = [EpisodeRequest(index=i, seed=seeds[i], task=task) for i in range(tried, limit)]
     if successes >= config.episodes:
         return
-    for episode in pool.play(requests, None, demo_noise=config.noise, progress="demonstrations"):
-        store.append(episode)
-        tried += 1
-        successes += episode.succeeded
-        if successes == config.episodes:
-            return
+    with tqdm(total=config.episodes, initial=successes, desc="demonstrations", unit="success") as bar:
+        for episode in pool.play(requests, None, demo_noise=config.noise):
+            store.append(episode)
+            tried += 1
+            successes += episode.succeeded
+            bar.set_postfix(tried=tried, refresh=False)
+            bar.update(int(episode.succeeded))
+            if successes == config.episodes:
+                return
     raise ValueError(
         f"the scripted expert succeeded in {successes} of {tried} episodes of {world.tasks[task]}; record into "
         "another folder, with less noise on the demonstrations or a larger --world.max-steps"

@@ -64,7 +64,8 @@ function showSummary(run) {
     tiles.push(tile('human', `${counted.takeovers} takeover${counted.takeovers === 1 ? '' : 's'}`, words));
   }
   if (run.rounds.length) {
-    const words = `for ${run.rounds.length} round${run.rounds.length === 1 ? '' : 's'}, the first policy included`;
+    const count = run.rounds.length - (run.offline ? 1 : 0);  // offline the first policy costs nothing
+    const words = `for ${count} round${count === 1 ? '' : 's'}${run.offline ? '' : ', the first policy included'}`;
     tiles.push(tile('time', minutes(run.rounds.at(-1).elapsed), words));
   }
   byId('summary').append(...tiles);
@@ -74,7 +75,7 @@ function showCurve() {
   if (!runs.some((run) => measured(run).length)) {
     const offline = runs.every((run) => run.offline);
     byId('curve').replaceChildren(html('p', { class: 'hint' },
-      offline ? 'Offline nothing is played, so no success is measured.' : 'No success has been measured yet.'));
+      offline ? 'Offline nothing is played, so no success is measured: let the old and the new checkpoint take turns on the robot.' : 'No success has been measured yet.'));
     byId('against').hidden = true;
     return;
   }
@@ -86,12 +87,13 @@ function showCurve() {
 
 function showRounds(run) {
   const health = Object.fromEntries(run.health.map((round) => [round.round, round]));
-  const heads = ['round', 'episodes', 'takeovers', 'human steps', 'success', '95 % interval', 'steps to success',
-    'critic', 'effective share', 'time so far'];
+  const success = run.offline ? [] : ['success', '95 % interval', 'steps to success'];
+  const heads = ['round', 'episodes', 'takeovers', 'human steps', ...success, 'critic', 'effective share', 'time so far'];
+  byId('rounds-hint').hidden = run.offline;
   table(byId('rounds'), heads, run.rounds.map((row) => [
     row.complete ? row.round : `${row.round}, under way`,
     whole(row.episodes), whole(row.takeovers), whole(row.human_steps),
-    percent(row.success), interval(row), whole(row.steps_to_success),
+    ...(run.offline ? [] : [percent(row.success), interval(row), whole(row.steps_to_success)]),
     verdictCell(health[row.round]), percent(health[row.round]?.effective_share), minutes(row.elapsed),
   ]));
 }
