@@ -213,13 +213,6 @@ def test_aloe_alone_lists_every_command(capsys):
     assert [name for name in cli.COMMANDS if f"  {name} " not in said] == []
 
 
-def test_aloe_data_lists_its_own_commands_alone(capsys):
-    aloe("data", "--help")
-    said = capsys.readouterr().out
-    listed = [line.split()[0] for line in said.splitlines() if line.startswith("  ")]
-    assert listed == [name.removeprefix("data ") for name in cli.COMMANDS if name.startswith("data ")]
-
-
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_what_the_list_says_of_a_command_is_what_its_own_help_says(name):
     purpose = cli.COMMANDS[name][1]

@@ -67,11 +67,11 @@ def test_help_names_the_options_and_what_the_command_is_for(name: str, capsys: p
     assert cli.COMMANDS[f"data {name}"][1].split(".")[0].split(":")[0] in " ".join(said.split())
 
 
-@pytest.mark.parametrize("arguments", [[], ["data"], ["data", "--help"]])
-def test_every_data_command_is_listed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [["data"], ["data", "--help"]])
+def test_aloe_data_lists_its_own_commands_alone(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     aloe(*arguments)
-    said = capsys.readouterr().out
-    assert [name for name in cli.COMMANDS if name.startswith("data ") and f"  {name} " not in said] == []
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == [name.removeprefix("data ") for name in cli.COMMANDS if name.startswith("data ")]
 
 
 def test_unknown_data_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

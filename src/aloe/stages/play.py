@@ -73,7 +73,7 @@ def _demonstrate_task(store: ExperienceStore, pool: WorldPool, config: DemosConf
     requests = [EpisodeRequest(index=i, seed=seeds[i], task=task) for i in range(tried, limit)]
     if successes >= config.episodes:
         return
-    with tqdm(total=config.episodes, initial=successes, desc="demonstrations", unit="success") as bar:
+    with tqdm(total=config.episodes, initial=successes, desc="demonstrations", unit="episode") as bar:
         for episode in pool.play(requests, None, demo_noise=config.noise):
             store.append(episode)
             tried += 1
