@@ -74,8 +74,9 @@ function showSummary(run) {
 function showCurve() {
   if (!runs.some((run) => measured(run).length)) {
     const offline = runs.every((run) => run.offline);
-    byId('curve').replaceChildren(html('p', { class: 'hint' },
-      offline ? 'Offline nothing is played, so no success is measured: let the old and the new checkpoint take turns on the robot.' : 'No success has been measured yet.'));
+    byId('curve').replaceChildren(html('p', { class: 'hint' }, offline
+      ? 'Offline nothing is played, so no success is measured: let the old and the new checkpoint take turns on the robot.'
+      : 'No success has been measured yet.'));
     byId('against').hidden = true;
     return;
   }
