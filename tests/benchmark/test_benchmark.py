@@ -504,6 +504,15 @@ def test_a_long_suite_differs_from_its_task_in_the_rounds_alone():
         assert dataclasses.replace(long.config, rounds=5) == usual.config
 
 
+def test_a_suite_of_few_takeovers_differs_from_its_task_in_the_humans_attention_alone():
+    for task in TASKS:
+        few, usual = find_suite(f"{task}-few-takeovers-state"), find_suite(f"{task}-state")
+        assert (few.config.human.takeovers, usual.config.human.takeovers) == (5, 10)
+        human = dataclasses.replace(few.config.human, takeovers=10)
+        assert dataclasses.replace(few.config, human=human) == usual.config
+        assert dataclasses.replace(few, name=usual.name, config=usual.config) == usual
+
+
 def test_a_short_suite_differs_from_its_task_in_the_length_of_chunks_alone():
     for task in TASKS:
         short, usual = find_suite(f"{task}-short-state"), find_suite(f"{task}-state")

@@ -21,8 +21,8 @@ class Benchmark:
 
     suite: tyro.conf.Positional[str]
     """precision, assembly or instructions (pictures), the same with -state (state observations), -short-state (chunks of
-    four actions), -reactive-state (a look after every action) or -long-state (ten rounds), flawless-state,
-    novice-state or ablations-state."""
+    four actions), -reactive-state (a look after every action), -long-state (ten rounds) or -few-takeovers-state (five a
+    round instead of ten), flawless-state, novice-state or ablations-state."""
     methods: tuple[str, ...] = ()
     """What is compared; by default everything that the suite has, with --rank everything that can be ranked."""
     seeds: tuple[int, ...] = ()

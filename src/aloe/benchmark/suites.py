@@ -229,9 +229,11 @@ OTHERWISE: Final[dict[str, Variant]] = {
     "-short-state": _horizon(4, execute=2),
     "-reactive-state": _with(policy__execute=1),
     "-long-state": _with(rounds=10),
+    "-few-takeovers-state": _with(human__takeovers=5),
 }
 """Other suites of each task with state observations: how their names end, and what differs for all methods: chunks of four
-actions instead of eight; a look after every action instead of every second; twice as many rounds."""
+actions instead of eight; a look after every action instead of every second; twice as many rounds; half as many takeovers
+a round."""
 
 SUITES: Final = (
     *(f"{task}-state" for task in TASKS),
