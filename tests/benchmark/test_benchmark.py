@@ -513,6 +513,15 @@ def test_a_suite_of_few_takeovers_differs_from_its_task_in_the_humans_attention_
         assert dataclasses.replace(few, name=usual.name, config=usual.config) == usual
 
 
+def test_a_suite_with_a_camera_in_the_hand_differs_from_its_task_in_the_cameras_alone():
+    for task in TASKS:
+        wrist, usual = find_suite(f"{task}-wrist"), find_suite(task)
+        assert wrist.config.world.cameras == ("topview", "gripperPOV")
+        world = dataclasses.replace(wrist.config.world, cameras=("topview", "behindGripper"))
+        assert dataclasses.replace(wrist.config, world=world) == usual.config
+        assert dataclasses.replace(wrist, name=usual.name, config=usual.config) == usual
+
+
 def test_a_short_suite_differs_from_its_task_in_the_length_of_chunks_alone():
     for task in TASKS:
         short, usual = find_suite(f"{task}-short-state"), find_suite(f"{task}-state")

@@ -230,10 +230,11 @@ OTHERWISE: Final[dict[str, Variant]] = {
     "-reactive-state": _with(policy__execute=1),
     "-long-state": _with(rounds=10),
     "-few-takeovers-state": _with(human__takeovers=5),
+    "-wrist": _with(world__cameras=("topview", "gripperPOV")),
 }
-"""Other suites of each task with state observations: how their names end, and what differs for all methods: chunks of four
+"""Other suites of each task: how their names end, and what differs for all methods. With state observations: chunks of four
 actions instead of eight; a look after every action instead of every second; twice as many rounds; half as many takeovers
-a round."""
+a round. With pictures: a camera in the hand, which sees what it holds, instead of the one that looks at the hand."""
 
 SUITES: Final = (
     *(f"{task}-state" for task in TASKS),
@@ -267,7 +268,7 @@ def find_suite(name: str) -> Suite:
         return Suite(name=name, config=replace(precision, human=GRADES[WATCHED_BY[name]]), perturbations=())
     for ending, variant in OTHERWISE.items():
         if name.endswith(ending):
-            usual = find_suite(name.removesuffix(ending) + "-state")
+            usual = find_suite(name.removesuffix(ending) + ("-state" if ending.endswith("-state") else ""))
             return replace(usual, name=name, config=variant(usual.config))
     task = name.removesuffix("-state")
     observations, numbers = "state", BUDGET | TASKS[task]
