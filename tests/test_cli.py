@@ -207,6 +207,17 @@ def test_help_names_the_options_and_what_the_command_is_for(name, capsys):
     assert purpose in " ".join(said.split())
 
 
+def test_help_goes_on_in_a_line_where_the_source_breaks_it(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
+    with pytest.raises(SystemExit):
+        aloe("critic", "--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "policy, so that padding does not give away" in line], (
+        "of the command's base class"
+    )
+    assert [line for line in lines if "episode short does not make it cheaper" in line], "of a config within it"
+
+
 def test_aloe_alone_lists_every_command(capsys):
     aloe()
     said = capsys.readouterr().out

@@ -4,11 +4,13 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import field, fields, make_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args, get_type_hints
 
+import docstring_parser
 import tyro
 
 from aloe.config import PRESETS
@@ -21,6 +23,7 @@ def parse(command: Any, name: str, arguments: list[str], default: Any = None) ->
     Raises:
         ValueError: a config rejects a value; what tyro would say in a box.
     """
+    _let_help_flow(command)
     said, more = io.StringIO(), {} if default is None else {"default": default}
     arguments = _with_renames_together(arguments)
     if any(f.name == "experience" for f in fields(command)) and (roots := _roots_named_in(arguments)):
@@ -44,6 +47,27 @@ def parse(command: Any, name: str, arguments: list[str], default: Any = None) ->
             sys.stderr.write(said.getvalue())
             raise
     raise ValueError(f"{mistake[1]}; see aloe {name} --help")
+
+
+def _let_help_flow(command: type) -> None:
+    """Puts each option's docstring, as one line, where tyro looks first: by itself it would break it where the source
+    does."""
+    for config in _configs_of(command):
+        docs = {doc.arg_name: doc.description for doc in docstring_parser.parse_from_object(config).params}
+        for option in fields(config):
+            if text := docs.get(option.name):
+                option.metadata = MappingProxyType({**option.metadata, "help": " ".join(text.split())})
+
+
+def _configs_of(kind: Any) -> Iterator[Any]:
+    """A dataclass, those that it inherits from, and those of its fields."""
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        for part in get_args(kind):
+            yield from _configs_of(part)
+        return
+    yield from (base for base in kind.__mro__ if is_dataclass(base))
+    for part in get_type_hints(kind).values():
+        yield from _configs_of(part)
 
 
 def _roots_named_in(arguments: Sequence[str]) -> dict[str, RootConfig]:
