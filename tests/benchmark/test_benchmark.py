@@ -31,6 +31,7 @@ from aloe.benchmark.suites import (
     OTHERWISE,
     SUITES,
     TASKS,
+    WRIST,
     Suite,
     find_suite,
     method_config,
@@ -457,7 +458,7 @@ def test_a_mistake_on_the_command_line_is_one_line(tmp_path, monkeypatch, capsys
 
 def test_every_task_is_a_suite_with_pictures_and_one_with_state():
     tasks = [f"{task}{kind}" for task in TASKS for kind in ("", "-state", *OTHERWISE)]
-    assert sorted(SUITES) == sorted([*tasks, FLAWLESS, NOVICE, ABLATION])
+    assert sorted(SUITES) == sorted([*tasks, FLAWLESS, NOVICE, WRIST, ABLATION])
     for task in TASKS:
         pictures, state = find_suite(task), find_suite(f"{task}-state")
         assert (pictures.name, state.name) == (task, f"{task}-state")
@@ -513,13 +514,13 @@ def test_a_suite_of_few_takeovers_differs_from_its_task_in_the_humans_attention_
         assert dataclasses.replace(few, name=usual.name, config=usual.config) == usual
 
 
-def test_a_suite_with_a_camera_in_the_hand_differs_from_its_task_in_the_cameras_alone():
-    for task in TASKS:
-        wrist, usual = find_suite(f"{task}-wrist"), find_suite(task)
-        assert wrist.config.world.cameras == ("topview", "gripperPOV")
-        world = dataclasses.replace(wrist.config.world, cameras=("topview", "behindGripper"))
-        assert dataclasses.replace(wrist.config, world=world) == usual.config
-        assert dataclasses.replace(wrist, name=usual.name, config=usual.config) == usual
+def test_the_suite_with_a_camera_in_the_hand_differs_from_precision_in_cameras_and_demonstrations_alone():
+    wrist, usual = find_suite(WRIST), find_suite("precision")
+    assert wrist.config.world.cameras == ("topview", "gripperPOV")
+    assert 2 * wrist.config.demos.episodes == usual.config.demos.episodes
+    config = dataclasses.replace(wrist.config, world=usual.config.world, demos=usual.config.demos)
+    assert dataclasses.replace(config.world, cameras=wrist.config.world.cameras) == wrist.config.world
+    assert dataclasses.replace(wrist, name=usual.name, config=config) == usual
 
 
 def test_a_short_suite_differs_from_its_task_in_the_length_of_chunks_alone():

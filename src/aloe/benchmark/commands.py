@@ -20,9 +20,9 @@ class Benchmark:
     """Play a suite: every method on every seed, over all cores. Goes on where it stopped; repeats no finished cell."""
 
     suite: tyro.conf.Positional[str]
-    """precision, assembly or instructions (pictures), the same with -wrist (pictures, one of them from within the hand),
-    -state (state observations), -short-state (chunks of four actions), -reactive-state (a look after every action),
-    -long-state (ten rounds) or -few-takeovers-state (five a round instead of ten), flawless-state, novice-state or
+    """precision, assembly or instructions (pictures), the same with -state (state observations), -short-state (chunks of
+    four actions), -reactive-state (a look after every action), -long-state (ten rounds) or -few-takeovers-state (five a
+    round instead of ten), precision-wrist (pictures, a camera in the hand), flawless-state, novice-state or
     ablations-state."""
     methods: tuple[str, ...] = ()
     """What is compared; by default everything that the suite has, with --rank everything that can be ranked."""

@@ -225,22 +225,26 @@ WATCHED_BY: Final = {FLAWLESS: "expert", NOVICE: "novice"}
 """The precision task with state observations under another human than the ordinary one: one who never errs and takes over
 without limit; one who reacts late, overlooks much and often fails. Suite -> grade."""
 
+WRIST: Final = "precision-wrist"
+"""The precision task with a camera in the hand, which sees what it holds, instead of the one that looks at the hand; its
+clones see so much better that half the demonstrations bring them to where those of `precision` start."""
+
 OTHERWISE: Final[dict[str, Variant]] = {
     "-short-state": _horizon(4, execute=2),
     "-reactive-state": _with(policy__execute=1),
     "-long-state": _with(rounds=10),
     "-few-takeovers-state": _with(human__takeovers=5),
-    "-wrist": _with(world__cameras=("topview", "gripperPOV")),
 }
-"""Other suites of each task: how their names end, and what differs for all methods. With state observations: chunks of four
+"""Other suites of each task with state observations: how their names end, and what differs for all methods. Chunks of four
 actions instead of eight; a look after every action instead of every second; twice as many rounds; half as many takeovers
-a round. With pictures: a camera in the hand, which sees what it holds, instead of the one that looks at the hand."""
+a round."""
 
 SUITES: Final = (
     *(f"{task}-state" for task in TASKS),
     *TASKS,
     *(f"{task}{ending}" for ending in OTHERWISE for task in TASKS),
     *WATCHED_BY,
+    WRIST,
     ABLATION,
 )
 
@@ -266,9 +270,12 @@ def find_suite(name: str) -> Suite:
     if name in WATCHED_BY:
         precision = find_suite("precision-state").config
         return Suite(name=name, config=replace(precision, human=GRADES[WATCHED_BY[name]]), perturbations=())
+    if name == WRIST:
+        changes = {"world__cameras": ("topview", "gripperPOV"), "demos__episodes": 10}
+        return Suite(name=name, config=with_options(find_suite("precision").config, changes))
     for ending, variant in OTHERWISE.items():
         if name.endswith(ending):
-            usual = find_suite(name.removesuffix(ending) + ("-state" if ending.endswith("-state") else ""))
+            usual = find_suite(name.removesuffix(ending) + "-state")
             return replace(usual, name=name, config=variant(usual.config))
     task = name.removesuffix("-state")
     observations, numbers = "state", BUDGET | TASKS[task]
