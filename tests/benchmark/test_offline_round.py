@@ -1,0 +1,52 @@
+"""`benchmarks/offline_round.py`, whose figures stand in docs/results.md, on a real run."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from aloe.commands import run_command
+from aloe.config import PRESETS, CollectConfig
+from aloe.loop import run_circle
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import offline_round
+
+TINY = PRESETS["tiny"]
+CONFIG = replace(
+    TINY,
+    rounds=1,
+    seed=7,
+    method="filtered",
+    collect=CollectConfig(episodes=2),
+    world=replace(TINY.world, observations="state"),
+    policy=replace(TINY.policy, execute=2),
+)
+
+
+def test_an_offline_round_is_that_of_aloe_run_and_is_measured_beside_where_it_began(tmp_path, monkeypatch, capsys):
+    offline = PRESETS["offline"]
+    brief = replace(
+        offline,
+        improve=replace(offline.improve, steps=3),
+        window=replace(offline.window, horizon=4),
+        critic=TINY.critic,
+    )
+    monkeypatch.setitem(PRESETS, "offline", brief)
+    monkeypatch.chdir(tmp_path)
+    run_circle(CONFIG, Path("runs/some"), say=lambda _: None)
+    capsys.readouterr()
+
+    offline_round.main(
+        offline_round.Config(runs=(Path("runs/some"),), versions=(1,), methods=("filtered",), episodes=2)
+    )
+    (row,) = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| runs/some")]
+    assert [cell.count("%") for cell in row] == [0, 0, 3, 3]
+
+    given = ["--policy.path", "runs/some/rounds/001/pretrained_model", "--policy.execute", "2", "--seed", "7"]
+    given += ["--experience.rollouts.root", "runs/some/experience", "--method", "filtered", "--output-dir", "by_hand"]
+    run_command(given)
+    made, by_hand = Path("runs/offline/runs/some-v1-filtered"), Path("by_hand")
+    assert (made / "config.json").read_bytes() == (by_hand / "config.json").read_bytes()
+    weights = "rounds/001/pretrained_model/model.safetensors"
+    assert (made / weights).read_bytes() == (by_hand / weights).read_bytes()
+    assert (made / weights).read_bytes() != Path("runs/some", weights).read_bytes()
