@@ -1,4 +1,4 @@
-"""What one offline round makes of the experience that another run has recorded.
+"""What offline rounds make of the experience that another run has recorded.
 
     aloe benchmark precision-state --methods dagger --seeds 0 1 2
     .venv/bin/python benchmarks/offline_round.py runs/benchmark/precision-state/dagger-{0,1,2}
@@ -35,18 +35,20 @@ class Config:
     versions: tuple[int, ...] = (0, 5)
     """Versions of a run's policy to begin with, 0 being the clone."""
     methods: tuple[str, ...] = ("filtered", "aloe")
+    rounds: int = 1
+    """Each trains critics and policy once more on the same experience."""
     episodes: int = 200
     output_dir: Path = Path("runs/offline")
     """Gets the offline runs; what is there already is not made again."""
 
 
-def improved(root: Path, settings: RunConfig, version: int, method: str, output_dir: Path) -> Path:
-    """The checkpoint that an offline round makes of a version of the run's policy."""
+def improved(root: Path, settings: RunConfig, version: int, method: str, rounds: int, output_dir: Path) -> Path:
+    """The checkpoint that offline rounds make of a version of the run's policy."""
     usual = PRESETS["offline"]
     start = replace(usual.policy, path=RunFolder(root).policy(version), execute=settings.policy.execute)
     roots = {"rollouts": RootConfig(root=RunFolder(root).experience)}
-    config = METHODS[method](replace(usual, seed=settings.seed, policy=start, experience=roots))
-    return run_circle(config, output_dir, say=lambda _: None).policy(config.rounds)
+    config = METHODS[method](replace(usual, seed=settings.seed, rounds=rounds, policy=start, experience=roots))
+    return run_circle(config, output_dir, say=lambda _: None).policy(rounds)
 
 
 def measure(pool: WorldPool, policy: Path, episodes: int, seed: int) -> str:
@@ -60,7 +62,7 @@ def measure(pool: WorldPool, policy: Path, episodes: int, seed: int) -> str:
 
 def main(config: Config) -> None:
     print_header(
-        f"success before and after one offline round, {config.episodes} episodes each",
+        f"success before and after {config.rounds} offline round(s), {config.episodes} episodes each",
         ["run", "version", "before", *config.methods],
     )
     for root in config.runs:
@@ -69,7 +71,7 @@ def main(config: Config) -> None:
             policies = [RunFolder(root).policy(version)]
             for method in config.methods:
                 folder = config.output_dir / root.parent.name / f"{root.name}-v{version}-{method}"
-                policies.append(improved(root, settings, version, method, folder))
+                policies.append(improved(root, settings, version, method, config.rounds, folder))
             with WorldPool(settings.world, workers=2) as pool:
                 shown = [measure(pool, p, config.episodes, seed=settings.seed + 3000) for p in policies]
             print_row([f"{root.parent.name}/{root.name}", version, *shown])

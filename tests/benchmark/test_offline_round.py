@@ -23,7 +23,7 @@ CONFIG = replace(
 )
 
 
-def test_an_offline_round_is_that_of_aloe_run_and_is_measured_beside_where_it_began(tmp_path, monkeypatch, capsys):
+def test_offline_rounds_are_those_of_aloe_run_and_are_measured_beside_where_they_began(tmp_path, monkeypatch, capsys):
     offline = PRESETS["offline"]
     brief = replace(
         offline,
@@ -37,16 +37,16 @@ def test_an_offline_round_is_that_of_aloe_run_and_is_measured_beside_where_it_be
     capsys.readouterr()
 
     offline_round.main(
-        offline_round.Config(runs=(Path("runs/some"),), versions=(1,), methods=("filtered",), episodes=2)
+        offline_round.Config(runs=(Path("runs/some"),), versions=(1,), methods=("filtered",), rounds=2, episodes=2)
     )
     (row,) = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| runs/some")]
     assert [cell.count("%") for cell in row] == [0, 0, 3, 3]
 
     given = ["--policy.path", "runs/some/rounds/001/pretrained_model", "--policy.execute", "2", "--seed", "7"]
     given += ["--experience.rollouts.root", "runs/some/experience", "--method", "filtered", "--output-dir", "by_hand"]
-    run_command(given)
+    run_command([*given, "--rounds", "2"])
     made, by_hand = Path("runs/offline/runs/some-v1-filtered"), Path("by_hand")
     assert (made / "config.json").read_bytes() == (by_hand / "config.json").read_bytes()
-    weights = "rounds/001/pretrained_model/model.safetensors"
-    assert (made / weights).read_bytes() == (by_hand / weights).read_bytes()
-    assert (made / weights).read_bytes() != Path("runs/some", weights).read_bytes()
+    first, second = (Path(f"rounds/00{i}/pretrained_model/model.safetensors") for i in (1, 2))
+    assert (made / second).read_bytes() == (by_hand / second).read_bytes()
+    assert len({(made / second).read_bytes(), (made / first).read_bytes(), Path("runs/some", first).read_bytes()}) == 3
