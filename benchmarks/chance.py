@@ -6,7 +6,6 @@ Only the flow noise differs between the repetitions of a scene. Weights by advan
 where the same scene ends now well, now badly; where it always fails there is nothing of its own to prefer.
 """
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +105,7 @@ def main(config: Config) -> None:
         ["run", "version", "success", "always won", "now and then", "never", "share of the scenes"],
     )
     for root in config.runs:
-        settings = from_plain(RunConfig, json.loads((root / "config.json").read_text()))
+        settings = from_plain(RunConfig, RunFolder(root).options())
         versions = Versions(run=RunFolder(root), config=settings, device="cpu")
         with WorldPool(settings.world, settings.workers) as pool:
             for version in config.versions:

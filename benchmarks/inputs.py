@@ -9,7 +9,6 @@ the exchange, to the last policies of finished runs.
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ def print_table(rows: dict[str, dict[str, int]], count: int) -> None:
 def of_runs(runs: list[Path], episodes: int) -> None:
     won = {"as it is": {}, "black pictures": {}}
     for run in runs:
-        config = from_plain(RunConfig, json.loads((run / "config.json").read_text()))
+        config = from_plain(RunConfig, RunFolder(run).options())
         bundle = PolicyBundle.load(RunFolder(run).policy(config.rounds))
         with WorldPool(config.world, config.workers) as pool:
             for condition, cells in won.items():

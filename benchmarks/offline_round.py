@@ -8,7 +8,6 @@ defaults, executing as many actions as the run did; and then what only a simulat
 beside the one that it was made of, on scenes that the run has not seen.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +40,10 @@ class Config:
     output_dir: Path = Path("runs/offline")
     """Gets the offline runs; what is there already is not made again."""
 
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.methods) - set(METHODS)):
+            raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(METHODS)}")
+
 
 def improved(root: Path, settings: RunConfig, version: int, method: str, rounds: int, output_dir: Path) -> Path:
     """The checkpoint that offline rounds make of a version of the run's policy."""
@@ -66,11 +69,11 @@ def main(config: Config) -> None:
         ["run", "version", "before", *config.methods],
     )
     for root in config.runs:
-        settings = from_plain(RunConfig, json.loads((root / "config.json").read_text()))
+        settings = from_plain(RunConfig, RunFolder(root).options())
         for version in config.versions:
             policies = [RunFolder(root).policy(version)]
             for method in config.methods:
-                folder = config.output_dir / root.parent.name / f"{root.name}-v{version}-{method}"
+                folder = config.output_dir / root.parent.name / f"{root.name}-v{version}-{method}-{config.rounds}"
                 policies.append(improved(root, settings, version, method, config.rounds, folder))
             with WorldPool(settings.world, workers=2) as pool:
                 shown = [measure(pool, p, config.episodes, seed=settings.seed + 3000) for p in policies]

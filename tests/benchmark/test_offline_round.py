@@ -4,6 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from aloe.commands import run_command
 from aloe.config import PRESETS, CollectConfig
 from aloe.loop import run_circle
@@ -45,8 +47,13 @@ def test_offline_rounds_are_those_of_aloe_run_and_are_measured_beside_where_they
     given = ["--policy.path", "runs/some/rounds/001/pretrained_model", "--policy.execute", "2", "--seed", "7"]
     given += ["--experience.rollouts.root", "runs/some/experience", "--method", "filtered", "--output-dir", "by_hand"]
     run_command([*given, "--rounds", "2"])
-    made, by_hand = Path("runs/offline/runs/some-v1-filtered"), Path("by_hand")
+    made, by_hand = Path("runs/offline/runs/some-v1-filtered-2"), Path("by_hand")
     assert (made / "config.json").read_bytes() == (by_hand / "config.json").read_bytes()
     first, second = (Path(f"rounds/00{i}/pretrained_model/model.safetensors") for i in (1, 2))
     assert (made / second).read_bytes() == (by_hand / second).read_bytes()
     assert len({(made / second).read_bytes(), (made / first).read_bytes(), Path("runs/some", first).read_bytes()}) == 3
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match=r"unknown: filterd; there are sft, dagger, filtered"):
+        offline_round.Config(runs=(), methods=("filterd", "aloe"))

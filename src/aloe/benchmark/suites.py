@@ -227,7 +227,7 @@ without limit; one who reacts late, overlooks much and often fails. Suite -> gra
 
 WRIST: Final = "precision-wrist"
 """The precision task with a camera in the hand, which sees what it holds, instead of the one that looks at the hand; its
-clones see so much better that half the demonstrations bring them to where those of `precision` start."""
+clones see so much better that with as many demonstrations little would be left to gain."""
 
 OTHERWISE: Final[dict[str, Variant]] = {
     "-short-state": _horizon(4, execute=2),
